@@ -1,1 +1,59 @@
-//! placeholder
+//! What both servers, worker and control plane, need to put the contract on a socket.
+//!
+//! ```text
+//!  listener ─ accept() ─► serve() one task per connection ─► Routes ─► handler ─► Gate::admit() ─► stream
+//!                             ▲                                            │
+//!                             └──────────── Gate: draining, cut, closed ◄──┘
+//! ```
+//!
+//! [`Tasks`] owns every task and [`Gate`] says what they may still do. Shutdown is one sequence, [`Gate::drain`]:
+//! refuse new calls, let running streams end, cut the rest, close connections, all inside one deadline.
+
+mod gate;
+mod http2;
+mod limits;
+mod listener;
+mod preface;
+mod tasks;
+
+pub use gate::{Admission, Gate};
+pub use http2::{ConnectionError, ConnectionLimits, serve};
+pub use limits::{LimitError, ServerLimits};
+pub use listener::accept;
+pub use tasks::{OnPanic, TaskExecutor, Tasks};
+
+use tonic::service::RoutesBuilder;
+use tonic_health::{pb::health_server, server::HealthReporter};
+
+/// The descriptors that are wrong in this build cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot build the reflection service")]
+pub struct ReflectionError(#[from] tonic_reflection::server::Error);
+
+/// Adds `grpc.health.v1.Health` to a server and returns the handle that sets what it answers.
+pub fn add_health(routes: &mut RoutesBuilder) -> HealthReporter {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    routes.add_service(service);
+    reporter
+}
+
+/// Adds another server's health, for a second socket of the same process.
+pub fn add_shared_health(routes: &mut RoutesBuilder, reporter: &HealthReporter) {
+    let service = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
+    routes.add_service(health_server::HealthServer::new(service));
+}
+
+/// Adds gRPC server reflection, in version 1 and in version 1 alpha, which many tools still ask first.
+///
+/// # Errors
+/// Fails only if the compiled-in descriptors are broken.
+pub fn add_reflection(routes: &mut RoutesBuilder) -> Result<(), ReflectionError> {
+    let configure = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    routes.add_service(configure().build_v1()?);
+    routes.add_service(configure().build_v1alpha()?);
+    Ok(())
+}

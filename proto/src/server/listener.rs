@@ -1,0 +1,51 @@
+//! Accepts connections, never more than a limit at a time.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tracing::warn;
+
+use super::{Gate, OnPanic, Tasks};
+
+/// Pause after a failed accept; the usual cause, too many open files, does not pass faster by spinning.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts connections until the gate closes and runs `handle` on each as a task of its own. Connections beyond
+/// `most` wait in the kernel's queue.
+pub async fn accept<H, F>(listener: TcpListener, most: usize, tasks: Tasks, gate: Gate, handle: H)
+where
+    H: Fn(TcpStream, SocketAddr) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let connections = Arc::new(Semaphore::new(most));
+    loop {
+        // Cancel safe: an aborted acquire loses only its place, an aborted accept loses no connection.
+        let next = async {
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = gate.closed() => return,
+            next = next => next,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                // Small frames must not wait for each other; a socket that refuses this still works.
+                let _ = socket.set_nodelay(true);
+                let work = handle(socket, peer);
+                tasks.spawn("connection", OnPanic::Log, async move {
+                    let _permit = permit;
+                    work.await;
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
