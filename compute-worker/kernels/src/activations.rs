@@ -1,0 +1,73 @@
+//! Quantised activations, reused from step to step.
+
+/// Rows are padded to this many bytes, the widest step of any kernel.
+const ROW_ALIGN: usize = 64;
+
+/// int8 activations `[M][K]` with one scale per row; filled by [`crate::Kernels::quantize`].
+///
+/// Rows are padded with zeros to a multiple of 64. The memory grows to the largest batch seen and is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Activations {
+    rows: usize,
+    cols: usize,
+    values: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl Activations {
+    /// No rows yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// M.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// K.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The K values of row m.
+    ///
+    /// # Panics
+    /// When there is no row m.
+    pub fn row(&self, m: usize) -> &[i8] {
+        assert!(m < self.rows, "activations: row {m} of {}", self.rows);
+        &self.values[m * self.stride()..][..self.cols]
+    }
+
+    /// The scale of row m: 0 for a row of zeros, NaN for a row that held a NaN or an infinity (its outputs are
+    /// all NaN then, so the fault is seen, and stays in its row).
+    ///
+    /// # Panics
+    /// When there is no row m.
+    pub fn scale(&self, m: usize) -> f32 {
+        self.scales[m]
+    }
+
+    /// Whether every row was finite.
+    pub fn is_finite(&self) -> bool {
+        self.scales.iter().all(|scale| scale.is_finite())
+    }
+
+    /// Bytes from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.cols.next_multiple_of(ROW_ALIGN)
+    }
+
+    /// All rows, `[M][stride]`.
+    pub(crate) fn values(&self) -> &[i8] {
+        &self.values
+    }
+
+    /// Takes the shape; the contents are stale until [`crate::Kernels::quantize`] writes every row.
+    pub(crate) fn reshape(&mut self, rows: usize, cols: usize) -> (&mut [i8], &mut [f32]) {
+        (self.rows, self.cols) = (rows, cols);
+        self.values.resize(rows * self.stride(), 0);
+        self.scales.resize(rows, 0.0);
+        (&mut self.values, &mut self.scales)
+    }
+}

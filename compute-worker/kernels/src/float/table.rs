@@ -1,0 +1,51 @@
+//! The f32 half of a table of kernels: the generic bodies compiled with one instruction set's features.
+
+use super::{attention, body};
+
+/// Pointers to the f32 kernels of one instruction set.
+///
+/// Each may be called only where that instruction set was detected; the arguments' lengths are checked by the
+/// safe methods of [`crate::Kernels`], a wrong one panics or truncates but is never undefined behaviour, except
+/// `attention::Task::out`, whose rule stands there.
+pub(crate) struct FloatTable {
+    pub(crate) quantize_row: unsafe fn(&[f32], &mut [i8]) -> f32,
+    pub(crate) finish: unsafe fn(&[i32; 64], f32, &[f32], Option<&[f32]>, &mut [f32]),
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub(crate) rope: unsafe fn(&mut [f32], usize, &[f32]),
+    pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) add_assign: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) log_softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
+    pub(crate) softmax: unsafe fn(&mut [f32]),
+    pub(crate) attention: unsafe fn(&attention::Task<'_>, &mut attention::Scratch),
+}
+
+/// Makes a module whose `TABLE` holds the bodies compiled with `$features`; `$token` yields the proof inside.
+macro_rules! float_table {
+    ($module:ident, $token:expr $(, $features:literal)?) => {
+        pub(crate) mod $module {
+            use super::*;
+
+            pub(crate) static TABLE: FloatTable = FloatTable {
+                quantize_row, finish, rms_norm, rope, silu_mul, add_assign, log_softmax_stats, softmax, attention,
+            };
+
+            float_table!(@fn $token, ($($features)?), quantize_row(x: &[f32], out: &mut [i8]) -> f32, body::quantize_row);
+            float_table!(@fn $token, ($($features)?), finish(acc: &[i32; 64], sa: f32, sw: &[f32], bias: Option<&[f32]>, out: &mut [f32]) -> (), body::finish);
+            float_table!(@fn $token, ($($features)?), rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> (), body::rms_norm);
+            float_table!(@fn $token, ($($features)?), rope(heads: &mut [f32], head_dim: usize, table: &[f32]) -> (), body::rope);
+            float_table!(@fn $token, ($($features)?), silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> (), body::silu_mul);
+            float_table!(@fn $token, ($($features)?), add_assign(x: &mut [f32], y: &[f32]) -> (), body::add_assign);
+            float_table!(@fn $token, ($($features)?), log_softmax_stats(logits: &[f32]) -> (f32, f32), body::log_softmax_stats);
+            float_table!(@fn $token, ($($features)?), softmax(x: &mut [f32]) -> (), body::softmax);
+            float_table!(@fn $token, ($($features)?), attention(task: &attention::Task<'_>, scratch: &mut attention::Scratch) -> (), attention::run);
+        }
+    };
+    (@fn $token:expr, ($($features:literal)?), $name:ident($($arg:ident: $type:ty),*) -> $out:ty, $body:path) => {
+        $(#[target_feature(enable = $features)])?
+        fn $name($($arg: $type),*) -> $out {
+            $body($token, $($arg),*)
+        }
+    };
+}
+
+float_table!(scalar, crate::simd::scalar::Scalar);
