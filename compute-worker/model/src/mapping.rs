@@ -1,0 +1,70 @@
+//! Read-only memory maps and the casts that make typed slices of them. The only `unsafe` of this crate.
+
+#![expect(unsafe_code, reason = "memory maps and plain-old-data casts, proved below")]
+
+use std::fs::File;
+use std::io;
+
+use memmap2::Mmap;
+
+#[cfg(not(target_endian = "little"))]
+compile_error!(
+    "bundles store little-endian numbers that are used in place; a big-endian host would misread them"
+);
+
+/// A whole file, mapped read-only and shared. The start is page-aligned.
+///
+/// # Invariant (kept by the caller)
+///
+/// The file's bytes do not change and the file is not truncated while the map lives. [`crate::bundle`] keeps it
+/// by mapping only blobs named by the digest of their contents, after checking that digest, from folders that
+/// the packer writes once and renames into place. Replacing a bundle swaps folders: the mapped inode stays.
+#[derive(Debug)]
+pub struct Mapping(Option<Mmap>);
+
+impl Mapping {
+    /// Maps all of `file`. An empty file gives an empty slice.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the operating system says to `mmap`.
+    pub fn new(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Self(None)); // mmap refuses length 0
+        }
+        // SAFETY: the map is private to this value, read-only, and unmapped on drop, which `bytes` outlives by
+        // no borrow. That nobody writes to the file while it is mapped is the type's stated invariant: bundle
+        // blobs are written once under a temporary name, never opened for writing again, and are verified by
+        // digest through this same descriptor before they are mapped.
+        let map = unsafe { Mmap::map(file)? };
+        Ok(Self(Some(map)))
+    }
+
+    /// The mapped bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
+}
+
+/// The same bytes as signed integers.
+pub fn as_i8(bytes: &[u8]) -> &[i8] {
+    // SAFETY: u8 and i8 have the same size and alignment, and every bit pattern is valid for both. The result
+    // borrows `bytes`.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i8>(), bytes.len()) }
+}
+
+/// Little-endian f32 values in place, or `None` if `bytes` is not 4-aligned or not a multiple of 4 long.
+pub fn as_f32(bytes: &[u8]) -> Option<&[f32]> {
+    // SAFETY: every bit pattern is a valid f32, and `align_to` yields only properly aligned elements inside
+    // `bytes`.
+    let (head, values, tail) = unsafe { bytes.align_to::<f32>() };
+    (head.is_empty() && tail.is_empty()).then_some(values)
+}
+
+/// Little-endian i32 values in place, or `None` if `bytes` is not 4-aligned or not a multiple of 4 long.
+pub fn as_i32(bytes: &[u8]) -> Option<&[i32]> {
+    // SAFETY: every bit pattern is a valid i32, and `align_to` yields only properly aligned elements inside
+    // `bytes`.
+    let (head, values, tail) = unsafe { bytes.align_to::<i32>() };
+    (head.is_empty() && tail.is_empty()).then_some(values)
+}
