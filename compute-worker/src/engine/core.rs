@@ -1,0 +1,313 @@
+//! The engine's step, synchronous and without a thread of its own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use rookery_kernels::AttentionQuery;
+use rookery_model::bundle::Bundle;
+use rookery_model::tokenizer::Tokenizer;
+
+use super::admission::{Admission, Submission};
+use super::block_pool::BlockPool;
+use super::sampler::{SampleError, Sampled, Sampler};
+use super::scheduler::{Limits, Plan, Scheduler, Ticket, Work};
+use super::sequence::Sequence;
+use super::telemetry::Instruments;
+use super::{EngineConfig, EngineError, Generation, GenerationError, Load, ModelInfo, Request, SubmitError};
+use crate::backend::{Backend, BackendError, CpuBackend};
+use crate::model::forward::{Batch, Forward, ForwardLimits};
+use crate::model::weights::ModelWeights;
+
+/// Sees the raw logits `[vocabulary]` of every sampled position: request id, position, logits.
+pub type LogitsObserver = Box<dyn FnMut(&str, usize, &[f32]) + Send>;
+
+/// An engine that its owner drives step by step. [`super::Engine::start`] drives one on a thread; tests and
+/// measurements that must control every step drive their own.
+pub struct EngineCore {
+    pub(crate) info: ModelInfo,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) instruments: Arc<Instruments>,
+    pub(crate) max_queued_requests: usize,
+    scheduler: Scheduler,
+    sequences: BTreeMap<Ticket, Sequence>,
+    plan: Plan,
+    forward: Forward,
+    backend: Box<dyn Backend>,
+    inputs: Inputs,
+    observer: Option<LogitsObserver>,
+    failed: bool,
+}
+
+/// What a step feeds to the forward pass. Reused from step to step.
+#[derive(Default)]
+struct Inputs {
+    tokens: Vec<u32>,
+    /// Rows whose logits are wanted.
+    sampled_rows: Vec<usize>,
+}
+
+impl EngineCore {
+    /// An engine that computes on this machine's processor.
+    ///
+    /// # Errors
+    /// When settings, weights or tokenizer are not to be had.
+    pub fn new(bundle: &Bundle, config: EngineConfig) -> Result<Self, EngineError> {
+        let backend = CpuBackend::new(config.kernels()?);
+        Self::with_backend(bundle, config, Box::new(backend))
+    }
+
+    /// An engine that computes linear layers on `backend`.
+    ///
+    /// # Errors
+    /// As [`EngineCore::new`].
+    pub fn with_backend(
+        bundle: &Bundle,
+        config: EngineConfig,
+        backend: Box<dyn Backend>,
+    ) -> Result<Self, EngineError> {
+        config.validate()?;
+        let kernels = config.kernels()?;
+        let tokenizer = Arc::new(bundle.tokenizer().map_err(EngineError::Bundle)?);
+        let weights = ModelWeights::resolve(bundle).map_err(EngineError::Bundle)?;
+        let block_bytes = weights.block_bytes();
+        let (blocks, context_tokens) = config.cache_geometry(weights.config.context, block_bytes)?;
+        let limits = ForwardLimits {
+            threads: config.threads,
+            blocks,
+            positions: context_tokens,
+            max_rows: config.max_step_tokens,
+            max_logit_rows: config.max_batch,
+        };
+        let info = model_info(bundle, context_tokens, kernels.isa(), backend.name());
+        let instruments = Instruments::new(&info.name);
+        let admission = Admission::new(&config, info.vocabulary, context_tokens, Arc::clone(&instruments));
+        let limits_of_steps = Limits { max_batch: config.max_batch, max_step_tokens: config.max_step_tokens };
+        Ok(Self {
+            info,
+            tokenizer,
+            admission,
+            instruments,
+            max_queued_requests: config.max_queued_requests,
+            scheduler: Scheduler::new(BlockPool::new(blocks), limits_of_steps),
+            sequences: BTreeMap::new(),
+            plan: Plan::default(),
+            forward: Forward::new(weights, kernels, &limits),
+            backend,
+            inputs: Inputs::default(),
+            observer: None,
+            failed: false,
+        })
+    }
+
+    /// What the engine serves.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// Lets `observer` see the logits of every sampled position.
+    pub fn observe_logits(&mut self, observer: LogitsObserver) {
+        self.observer = Some(observer);
+    }
+
+    /// Puts a request into the queue.
+    ///
+    /// # Errors
+    /// When the request cannot run on this model, or the queue is full.
+    pub fn submit(&mut self, request: Request) -> Result<Generation, SubmitError> {
+        let (submission, generation) = self.admission.admit(request)?;
+        self.enqueue(submission);
+        Ok(generation)
+    }
+
+    /// Takes a request in that was let in already.
+    pub(crate) fn enqueue(&mut self, submission: Submission) {
+        let priority = submission.request.priority;
+        let (sequence, prompt) = Sequence::new(submission, &self.tokenizer, self.info.context_tokens);
+        let ticket = self.scheduler.add(priority, prompt);
+        self.sequences.insert(ticket, sequence);
+    }
+
+    /// Nothing waits and nothing runs.
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// How busy the engine is.
+    pub fn load(&self) -> Load {
+        let pool = self.scheduler.pool();
+        self.admission.current(Load {
+            running: self.scheduler.running() as u32,
+            free_blocks: pool.available() as u32,
+            total_blocks: pool.total() as u32,
+            failed: self.failed,
+            ..Load::default()
+        })
+    }
+
+    /// One step: those that left leave, then schedule, execute, commit.
+    ///
+    /// # Errors
+    /// When the backend failed. The engine's state is then only good for [`EngineCore::fail`].
+    pub fn step(&mut self) -> Result<(), BackendError> {
+        let began = Instant::now();
+        self.reap(began);
+        let mut plan = std::mem::take(&mut self.plan);
+        self.scheduler.schedule(&mut plan);
+        self.note_moves(&plan, began);
+        if !plan.work.is_empty() {
+            let sampled = self.execute(&plan)?;
+            let prompt_rows = plan.rows() - sampled.len();
+            self.admission.observe_pace(prompt_rows, began.elapsed());
+            self.instruments.stepped(prompt_rows, sampled.len(), plan.preempted.len());
+            self.commit(&plan, sampled);
+        }
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// Ends every generation with `error` and takes nothing in any more.
+    pub fn fail(&mut self, error: &GenerationError) {
+        self.failed = true;
+        self.admission.stop();
+        for (ticket, sequence) in std::mem::take(&mut self.sequences) {
+            self.scheduler.remove(ticket);
+            sequence.fail(error.clone());
+        }
+    }
+
+    /// Lets go of generations whose reader is gone or whose deadline has passed.
+    fn reap(&mut self, now: Instant) {
+        let leaves = |sequence: &Sequence| sequence.cancelled() || sequence.overdue(now);
+        let leaving = self.sequences.iter().filter(|(_, sequence)| leaves(sequence));
+        let leaving: Vec<Ticket> = leaving.map(|(ticket, _)| *ticket).collect();
+        for ticket in leaving {
+            self.scheduler.remove(ticket);
+            if let Some(sequence) = self.sequences.remove(&ticket) {
+                let generated_tokens = sequence.generated_tokens();
+                sequence.fail(GenerationError::DeadlineExceeded { generated_tokens });
+            }
+        }
+    }
+
+    fn note_moves(&mut self, plan: &Plan, now: Instant) {
+        for ticket in &plan.preempted {
+            if let Some(sequence) = self.sequences.get_mut(ticket) {
+                sequence.preempted();
+            }
+        }
+        for admitted in &plan.admitted {
+            if let Some(sequence) = self.sequences.get_mut(&admitted.ticket) {
+                sequence.admitted(now, admitted.cached_tokens);
+            }
+        }
+    }
+
+    /// Computes all rows of the plan and chooses tokens, one for each piece of work that samples, in order.
+    fn execute(&mut self, plan: &Plan) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        let inputs = &mut self.inputs;
+        inputs.tokens.clear();
+        inputs.sampled_rows.clear();
+        let mut queries = Vec::with_capacity(plan.rows());
+        for work in &plan.work {
+            let rows = work.start..work.start + work.count;
+            inputs.tokens.extend_from_slice(&self.scheduler.tokens(work.ticket)[rows.clone()]);
+            let blocks = self.scheduler.blocks(work.ticket);
+            queries.extend(rows.map(|position| AttentionQuery { blocks, len: position + 1 }));
+            if work.sample {
+                inputs.sampled_rows.push(queries.len() - 1);
+            }
+        }
+        let batch = Batch { tokens: &inputs.tokens, queries: &queries, logits_of: &inputs.sampled_rows };
+        self.forward.run(self.backend.as_mut(), &batch)?;
+        self.observe(plan);
+        Ok(self.sample(plan))
+    }
+
+    fn observe(&mut self, plan: &Plan) {
+        let Some(observer) = &mut self.observer else { return };
+        let sampling = plan.work.iter().filter(|work| work.sample);
+        for (work, logits) in sampling.zip(self.forward.logits()) {
+            if let Some(sequence) = self.sequences.get(&work.ticket) {
+                observer(sequence.id(), work.start + work.count, logits);
+            }
+        }
+    }
+
+    /// Chooses the tokens of all sampling rows, side by side on the compute threads.
+    fn sample(&mut self, plan: &Plan) -> Vec<Result<Sampled, SampleError>> {
+        let sampling = plan.work.iter().filter(|work| work.sample);
+        let jobs: Vec<(usize, &Sampler)> = sampling
+            .filter_map(|work| Some((work.start + work.count, self.sequences.get(&work.ticket)?.sampler())))
+            .collect();
+        let chosen: Vec<OnceLock<Result<Sampled, SampleError>>> = jobs.iter().map(|_| OnceLock::new()).collect();
+        let kernels = self.forward.kernels();
+        self.forward.for_each_logits_row(&|row, logits| {
+            let (position, sampler) = jobs[row];
+            // Each row is visited once, so the cell is empty.
+            let _ = chosen[row].set(sampler.sample(kernels, position, logits));
+        });
+        chosen.into_iter().map(|cell| cell.into_inner().unwrap_or(Err(SampleError::NotFinite))).collect()
+    }
+
+    fn commit(&mut self, plan: &Plan, sampled: Vec<Result<Sampled, SampleError>>) {
+        let now = Instant::now();
+        let mut sampled = sampled.into_iter();
+        for work in &plan.work {
+            if !work.sample {
+                self.scheduler.commit(work, None);
+                continue;
+            }
+            match sampled.next() {
+                Some(Ok(sampled)) => self.commit_token(work, now, sampled),
+                Some(Err(error)) => self.end_with_error(work.ticket, &error),
+                None => {}
+            }
+        }
+    }
+
+    fn commit_token(&mut self, work: &Work, now: Instant, sampled: Sampled) {
+        self.scheduler.commit(work, Some(sampled.token));
+        let Some(sequence) = self.sequences.get_mut(&work.ticket) else { return };
+        let ending = sequence.push(now, sampled);
+        if let (1, Some(after)) = (sequence.generated_tokens(), sequence.time_to_first_token()) {
+            self.instruments.first_token(after);
+        }
+        if let Some(ending) = ending {
+            self.scheduler.remove(work.ticket);
+            if let Some(sequence) = self.sequences.remove(&work.ticket) {
+                let (usage, timings) = sequence.finish(ending);
+                self.instruments.finished(&usage, &timings);
+            }
+        }
+    }
+
+    fn end_with_error(&mut self, ticket: Ticket, error: &SampleError) {
+        self.scheduler.remove(ticket);
+        if let Some(sequence) = self.sequences.remove(&ticket) {
+            tracing::error!(request_id = sequence.id(), %error, "no token could be chosen");
+            sequence.fail(GenerationError::Internal(error.to_string()));
+        }
+    }
+}
+
+fn model_info(bundle: &Bundle, context_tokens: usize, isa: rookery_kernels::Isa, backend: String) -> ModelInfo {
+    let config = &bundle.info().config;
+    ModelInfo {
+        name: config.name.clone(),
+        digest: bundle.digest().to_owned(),
+        architecture: config.model.architecture.to_string(),
+        recipe: config.recipe.clone(),
+        parameters: config.parameters,
+        context_tokens,
+        vocabulary: config.model.vocab,
+        isa,
+        backend,
+    }
+}

@@ -1,0 +1,112 @@
+//! What the engine tells operators: metrics by the global meter. Spans are made where phases begin and end, in
+//! [`super::sequence`]; nothing here is recorded per token.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+use rookery_proto::semconv::{attribute, metric};
+use rookery_proto::status::Reason;
+
+use super::admission::Admission;
+use super::request::{Timings, Usage};
+use super::{Load, SubmitError};
+
+/// Counter, steps of the engine.
+const STEPS: &str = "rookery.engine.steps";
+/// Counter, generations that lost their cache blocks to another one.
+const PREEMPTIONS: &str = "rookery.engine.preemptions";
+
+/// The engine's counters and histograms.
+pub(crate) struct Instruments {
+    meter: Meter,
+    model: KeyValue,
+    input: [KeyValue; 2],
+    output: [KeyValue; 2],
+    tokens: Counter<u64>,
+    steps: Counter<u64>,
+    preemptions: Counter<u64>,
+    refusals: Counter<u64>,
+    first_token: Histogram<f64>,
+    per_token: Histogram<f64>,
+}
+
+impl Instruments {
+    /// Instruments whose values carry the model's name.
+    pub(crate) fn new(model: &str) -> Arc<Self> {
+        let meter = opentelemetry::global::meter("rookery-compute-worker");
+        let model = KeyValue::new(attribute::RESPONSE_MODEL, model.to_owned());
+        let tokens = |kind: &'static str| [model.clone(), KeyValue::new(attribute::TOKEN_TYPE, kind)];
+        Arc::new(Self {
+            input: tokens("input"),
+            output: tokens("output"),
+            tokens: meter.u64_counter(metric::TOKENS).with_unit("{token}").build(),
+            steps: meter.u64_counter(STEPS).with_unit("{step}").build(),
+            preemptions: meter.u64_counter(PREEMPTIONS).with_unit("{preemption}").build(),
+            refusals: meter.u64_counter(metric::REFUSALS).with_unit("{request}").build(),
+            first_token: meter.f64_histogram(metric::TIME_TO_FIRST_TOKEN).with_unit("s").build(),
+            per_token: meter.f64_histogram(metric::TIME_PER_OUTPUT_TOKEN).with_unit("s").build(),
+            meter,
+            model,
+        })
+    }
+
+    /// Publishes gauges of queue, batch and cache, read from `load` whenever metrics are collected, until the
+    /// engine behind `admission` is gone.
+    pub(crate) fn observe(&self, admission: &Arc<Admission>, load: &tokio::sync::watch::Receiver<Load>) {
+        let gauges: [(&'static str, fn(&Load) -> u64); 5] = [
+            (metric::BATCH_REQUESTS, |load| load.running.into()),
+            (metric::QUEUE_REQUESTS, |load| load.queued.into()),
+            (metric::QUEUE_TOKENS, |load| load.queued_tokens),
+            (metric::CACHE_BLOCKS_FREE, |load| load.free_blocks.into()),
+            (metric::CACHE_BLOCKS, |load| load.total_blocks.into()),
+        ];
+        for (name, read) in gauges {
+            let (admission, load): (Weak<Admission>, _) = (Arc::downgrade(admission), load.clone());
+            let model = self.model.clone();
+            let gauge = self.meter.u64_observable_gauge(name).with_callback(move |observer| {
+                if let Some(admission) = admission.upgrade() {
+                    let load = admission.current(*load.borrow());
+                    observer.observe(read(&load), std::slice::from_ref(&model));
+                }
+            });
+            gauge.build();
+        }
+    }
+
+    /// A request was refused.
+    pub(crate) fn refused(&self, error: &SubmitError) {
+        let reason = match error {
+            SubmitError::QueueFull { .. } => Reason::QueueFull,
+            SubmitError::PromptTooLong { .. } => Reason::PromptTooLong,
+            SubmitError::InvalidToken { .. } | SubmitError::EmptyPrompt => Reason::InvalidField,
+            SubmitError::Stopped => Reason::EngineFailed,
+        };
+        let reason = KeyValue::new(attribute::REFUSAL_REASON, reason.as_str());
+        self.refusals.add(1, &[self.model.clone(), reason]);
+    }
+
+    /// A step was committed.
+    pub(crate) fn stepped(&self, prompt_tokens: usize, generated_tokens: usize, preemptions: usize) {
+        self.steps.add(1, std::slice::from_ref(&self.model));
+        self.tokens.add(prompt_tokens as u64, &self.input);
+        self.tokens.add(generated_tokens as u64, &self.output);
+        if preemptions > 0 {
+            self.preemptions.add(preemptions as u64, std::slice::from_ref(&self.model));
+        }
+    }
+
+    /// A generation got its first token.
+    pub(crate) fn first_token(&self, after: Duration) {
+        self.first_token.record(after.as_secs_f64(), std::slice::from_ref(&self.model));
+    }
+
+    /// A generation is complete.
+    pub(crate) fn finished(&self, usage: &Usage, timings: &Timings) {
+        if usage.generated_tokens > 1 {
+            let seconds = timings.decode.as_secs_f64() / f64::from(usage.generated_tokens - 1);
+            self.per_token.record(seconds, std::slice::from_ref(&self.model));
+        }
+    }
+}
