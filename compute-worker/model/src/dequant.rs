@@ -123,7 +123,9 @@ impl StorageType {
     /// If `out` does not consist of whole blocks or `bytes` is not exactly their size: callers derive both from one shape.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
-            StorageType::F32 => blocks(bytes, out, |b: &[u8; 4], o: &mut [f32; 1]| o[0] = f32::from_le_bytes(*b)),
+            StorageType::F32 => {
+                blocks(bytes, out, |b: &[u8; 4], o: &mut [f32; 1]| o[0] = f32::from_le_bytes(*b))
+            }
             StorageType::F16 => blocks(bytes, out, |b: &[u8; 2], o: &mut [f32; 1]| o[0] = half(b)),
             StorageType::BF16 => {
                 blocks(bytes, out, |b, o: &mut [f32; 1]| o[0] = bf16::from_le_bytes(*b).to_f32());

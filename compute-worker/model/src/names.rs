@@ -151,13 +151,15 @@ impl FromStr for TensorName {
             "output.weight" => return Ok(TensorName::Output),
             _ => {}
         }
-        let (number, rest) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).ok_or_else(unknown)?;
+        let (number, rest) =
+            name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).ok_or_else(unknown)?;
         let layer: usize = number.parse().map_err(|_| unknown())?;
         // One spelling per name: `blk.03.` and `blk.+3.` parse as numbers but would hide duplicates.
         if layer.to_string() != number {
             return Err(unknown());
         }
-        let tensor = LayerTensor::ALL.into_iter().find(|tensor| tensor.as_str() == rest).ok_or_else(unknown)?;
+        let tensor =
+            LayerTensor::ALL.into_iter().find(|tensor| tensor.as_str() == rest).ok_or_else(unknown)?;
         Ok(TensorName::Layer(layer, tensor))
     }
 }
@@ -192,7 +194,8 @@ mod tests {
 
     #[test]
     fn other_spellings_are_unknown() {
-        for name in ["", "blk", "blk.", "blk.x.attn_q.weight", "blk.03.attn_q.weight", "blk.+3.attn_q.weight"] {
+        for name in ["", "blk", "blk.", "blk.x.attn_q.weight", "blk.03.attn_q.weight", "blk.+3.attn_q.weight"]
+        {
             assert_eq!(name.parse::<TensorName>(), Err(UnknownTensor(name.to_owned())));
         }
     }

@@ -1,5 +1,8 @@
 //! An imported model: one interface over every file format, and the errors of reading them.
 
+pub(crate) mod bytes;
+pub(crate) mod rows;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -171,7 +174,9 @@ pub enum TensorFault {
         alignment: u64,
     },
     /// It reaches past the end of the file.
-    #[error("bytes {start}..{end} lie outside the data section of {available} bytes; the file is cut off or corrupt")]
+    #[error(
+        "bytes {start}..{end} lie outside the data section of {available} bytes; the file is cut off or corrupt"
+    )]
     OutOfBounds {
         /// First byte in the data section.
         start: u64,

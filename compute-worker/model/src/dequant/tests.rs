@@ -28,13 +28,22 @@ fn every_type_decodes_to_the_reference_bits() {
     for storage in ALL {
         let name = storage.name().to_lowercase();
         let stored = fixture(&format!("{name}.blocks"));
-        let expected: Vec<u32> =
-            fixture(&format!("{name}.f32")).as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
+        let expected: Vec<u32> = fixture(&format!("{name}.f32"))
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&bytes| u32::from_le_bytes(bytes))
+            .collect();
         assert!(expected.len() >= 2048, "{storage:?}: fixture too small to mean anything");
         let mut decoded = vec![0.0; expected.len()];
         storage.decode(&stored, &mut decoded);
         for (i, (got, want)) in decoded.iter().zip(&expected).enumerate() {
-            assert_eq!(got.to_bits(), *want, "{storage:?} value {i}: {got} against {}", f32::from_bits(*want));
+            assert_eq!(
+                got.to_bits(),
+                *want,
+                "{storage:?} value {i}: {got} against {}",
+                f32::from_bits(*want)
+            );
         }
     }
 }
@@ -58,7 +67,10 @@ fn a_bad_scale_shows_in_the_values() {
                 block[offset..offset + 2].copy_from_slice(&bits.to_le_bytes());
                 let mut values = vec![0.0_f32; storage.block_values()];
                 storage.decode(&block, &mut values);
-                assert!(values.iter().any(|value| !value.is_finite()), "{storage:?} at {offset} with {bits:#x}");
+                assert!(
+                    values.iter().any(|value| !value.is_finite()),
+                    "{storage:?} at {offset} with {bits:#x}"
+                );
             }
         }
     }
