@@ -90,7 +90,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        (0..3u32, 0..5usize).prop_map(|(text, blocks)| Op::Start { text, blocks }),
+        2 => (0..3u32, 0..5usize).prop_map(|(text, blocks)| Op::Start { text, blocks }),
         4 => (any::<usize>(), 0..3u32).prop_map(|(sequence, text)| Op::Grow { sequence, text }),
         2 => any::<usize>().prop_map(|sequence| Op::End { sequence }),
     ]
