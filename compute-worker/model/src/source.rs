@@ -243,3 +243,6 @@ impl ImportError {
         ImportError::Unsupported { what: what.into(), hint: hint.into() }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -204,6 +204,3 @@ fn unused(name: &str) -> TensorFault {
         _ => "additional tensor",
     })
 }
-
-#[cfg(test)]
-mod tests;
