@@ -1,0 +1,94 @@
+//! A gateway and what it reports about itself.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+/// Stable id of a gateway: 1 to 128 letters, digits, `.`, `_` or `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GatewayId(String);
+
+/// The text is no id of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("gateway id {0:?} must have 1 to 128 letters, digits, '.', '_' or '-'")]
+pub struct InvalidGatewayId(String);
+
+impl FromStr for GatewayId {
+    type Err = InvalidGatewayId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidGatewayId> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        if (1..=128).contains(&text.len()) && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            // A hostile peer chooses this text, and it ends up in logs.
+            Err(InvalidGatewayId(text.chars().take(128).collect()))
+        }
+    }
+}
+
+impl GatewayId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for GatewayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A model version as gateways report it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Model {
+    /// Name that requests use.
+    pub name: String,
+    /// Digest of the version, `sha256:…`.
+    pub digest: String,
+    /// Architecture, for example `qwen2`.
+    pub architecture: String,
+    /// Packing recipe, for example `w8`.
+    pub recipe: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Longest prompt plus answer in tokens.
+    pub context_tokens: u32,
+    /// Size of the vocabulary.
+    pub vocabulary: u32,
+}
+
+/// A served model and how busy it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelLoad {
+    /// The model.
+    pub model: Model,
+    /// Generations in the current batch.
+    pub running: u32,
+    /// Generations that wait.
+    pub queued: u32,
+    /// Prompt tokens of those that wait.
+    pub queued_tokens: u64,
+    /// Cache blocks that are free or hold only reusable prefixes.
+    pub free_blocks: u32,
+}
+
+/// A gateway's state at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GatewayState {
+    /// False while it drains.
+    pub accepting: bool,
+    /// What it serves, by name.
+    pub models: BTreeMap<String, ModelLoad>,
+}
+
+impl GatewayState {
+    /// Generations on this gateway, running or waiting, over all models: they share its processors.
+    pub fn generations(&self) -> u64 {
+        self.models.values().map(|load| u64::from(load.running) + u64::from(load.queued)).sum()
+    }
+
+    /// Prompt tokens that wait, over all models.
+    pub fn queued_tokens(&self) -> u64 {
+        self.models.values().map(|load| load.queued_tokens).fold(0, u64::saturating_add)
+    }
+}

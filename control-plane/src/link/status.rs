@@ -1,0 +1,90 @@
+//! What gateways report, checked.
+
+use rookery_proto::v1;
+
+use crate::domain::{GatewayId, GatewayState, InvalidGatewayId, Model, ModelLoad};
+
+/// Models that one gateway may serve.
+const MOST_MODELS: usize = 256;
+
+/// Bytes of a name or digest.
+const MOST_BYTES: usize = 256;
+
+/// A gateway's status cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidStatus {
+    /// The id has another form.
+    #[error(transparent)]
+    Id(#[from] InvalidGatewayId),
+    /// More models than a gateway can serve.
+    #[error("{0} models are more than {MOST_MODELS}")]
+    TooManyModels(usize),
+    /// An entry without a model, or with a name or digest that is empty or too long.
+    #[error("entry {0} has no usable model")]
+    Model(usize),
+    /// Two entries of the same name.
+    #[error("model {0:?} is listed twice")]
+    Twice(String),
+}
+
+pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, GatewayState), InvalidStatus> {
+    let id = status.gateway_id.parse()?;
+    if status.models.len() > MOST_MODELS {
+        return Err(InvalidStatus::TooManyModels(status.models.len()));
+    }
+    let mut state = GatewayState { accepting: status.accepting, ..GatewayState::default() };
+    for (index, load) in status.models.into_iter().enumerate() {
+        let model = load.model.filter(is_usable).ok_or(InvalidStatus::Model(index))?;
+        let load = ModelLoad {
+            model: Model {
+                name: model.name,
+                digest: model.digest,
+                architecture: model.architecture,
+                recipe: model.recipe,
+                parameters: model.parameters,
+                context_tokens: model.context_tokens,
+                vocabulary: model.vocabulary,
+            },
+            running: load.running,
+            queued: load.queued,
+            queued_tokens: load.queued_tokens,
+            free_blocks: load.free_blocks,
+        };
+        let name = load.model.name.clone();
+        if state.models.insert(name.clone(), load).is_some() {
+            return Err(InvalidStatus::Twice(name));
+        }
+    }
+    Ok((id, state))
+}
+
+fn is_usable(model: &v1::Model) -> bool {
+    let short = |text: &str| text.len() <= MOST_BYTES;
+    let named = (1..=MOST_BYTES).contains(&model.name.len());
+    named && short(&model.digest) && short(&model.architecture) && short(&model.recipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(name: &str) -> v1::ModelLoad {
+        v1::ModelLoad { model: Some(v1::Model { name: name.into(), ..Default::default() }), ..Default::default() }
+    }
+
+    fn status(id: &str, models: Vec<v1::ModelLoad>) -> v1::GatewayStatus {
+        v1::GatewayStatus { gateway_id: id.into(), models, ..Default::default() }
+    }
+
+    #[test]
+    fn hostile_statuses_are_refused() {
+        assert!(from_wire(status("gw", vec![load("m")])).is_ok());
+        assert!(matches!(from_wire(status("a\nb", vec![])), Err(InvalidStatus::Id(_))));
+        let many = (0..257).map(|n| load(&n.to_string())).collect();
+        assert!(matches!(from_wire(status("gw", many)), Err(InvalidStatus::TooManyModels(257))));
+        assert!(matches!(from_wire(status("gw", vec![load("")])), Err(InvalidStatus::Model(0))));
+        assert!(matches!(from_wire(status("gw", vec![load("m"), load("m")])), Err(InvalidStatus::Twice(_))));
+        let no_model = v1::ModelLoad::default();
+        assert!(matches!(from_wire(status("gw", vec![no_model])), Err(InvalidStatus::Model(0))));
+    }
+}
