@@ -74,6 +74,8 @@ pub mod attribute {
     pub const ATTEMPT_OUTCOME: &str = "rookery.attempt.outcome";
     /// How often the generation lost its cache blocks.
     pub const PREEMPTIONS: &str = "rookery.preemptions";
+    /// How a request ended, on metrics: its finish reason in lower case, a [`crate::status::Reason`], or `cancelled`.
+    pub const OUTCOME: &str = "rookery.outcome";
     /// Why a request was refused: a [`crate::status::Reason`].
     pub const REFUSAL_REASON: &str = "rookery.refusal.reason";
 }

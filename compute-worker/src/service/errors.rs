@@ -1,0 +1,61 @@
+//! Every error that a call can meet, as a status with a reason.
+
+use std::error::Error;
+
+use rookery_model::{chat::ChatError, tokenizer::TokenizerError};
+use rookery_proto::status::{self, Reason};
+use tonic::Status;
+
+use crate::engine::{GenerationError, SubmitError};
+
+/// The engine refused a request whose prompt came from `field`.
+pub(super) fn submit(field: &str, error: SubmitError) -> Status {
+    let message = error.to_string();
+    match error {
+        SubmitError::QueueFull { queued_requests, queued_tokens, retry_after } => {
+            let metadata =
+                [("queuedRequests", queued_requests.to_string()), ("queuedTokens", queued_tokens.to_string())];
+            status::refuse_with(Reason::QueueFull, message, &metadata, Some(retry_after))
+        }
+        SubmitError::PromptTooLong { prompt, context } => status::prompt_too_long(field, prompt, context),
+        SubmitError::InvalidToken { .. } => status::invalid_field("token_ids", &message),
+        SubmitError::EmptyPrompt => status::invalid_field(field, "gives no token at all"),
+        SubmitError::Stopped => status::refuse(Reason::EngineFailed, "the model's engine has stopped"),
+    }
+}
+
+/// A generation ended early.
+pub(super) fn generation(error: &GenerationError) -> Status {
+    match error {
+        GenerationError::DeadlineExceeded { .. } => deadline(),
+        GenerationError::Internal(_) => status::refuse(Reason::EngineFailed, error.to_string()),
+        GenerationError::Stopped => status::refuse(Reason::EngineFailed, "the model's engine has stopped"),
+    }
+}
+
+/// The client's deadline passed.
+pub(super) fn deadline() -> Status {
+    status::refuse(Reason::DeadlineExceeded, "the deadline passed before the answer was complete")
+}
+
+/// Text that the tokenizer cannot encode.
+pub(super) fn tokenizer(field: &str, error: &TokenizerError) -> Status {
+    status::invalid_field(field, &chain(error))
+}
+
+/// Messages that the model's template cannot render, or refuses.
+pub(super) fn chat(error: &ChatError) -> Status {
+    status::invalid_field("chat", &chain(error))
+}
+
+/// An error with its sources, which never repeat each other.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

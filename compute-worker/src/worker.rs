@@ -1,0 +1,292 @@
+//! Puts a worker together from its checked configuration, and takes it apart again.
+//!
+//! ```text
+//!  start:  bundles (verified) ─► engines ─► services ─► own port, link to the control plane
+//!  drain:  refuse new calls ─► running streams end, or are cut ─► connections close ─► engines stop
+//! ```
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use rookery_model::bundle::{Bundle, BundleError, NoProgress, Progress};
+use rookery_proto::{
+    server::{Gate, OnPanic, ReflectionError, Tasks, accept, add_health, add_reflection, add_shared_health, serve},
+    v1::{
+        gateway_service_server::GatewayServiceServer,
+        inference_service_server::{InferenceServiceServer, SERVICE_NAME},
+    },
+};
+use tokio::net::TcpListener;
+use tonic::service::{Routes, RoutesBuilder};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::{debug, error, info};
+
+use crate::{
+    agent::{self, Gateway},
+    config::{ValidLink, ValidWorkerConfig},
+    engine::{Engine, EngineError, EngineHandle, Load},
+    service::{Inference, Metrics, Models},
+};
+
+/// Starts workers.
+pub struct Worker;
+
+/// A worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A bundle is damaged or not there.
+    #[error("cannot open the bundle {path:?}")]
+    Bundle {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BundleError,
+    },
+    /// Two bundles hold models of the same name.
+    #[error("two bundles hold a model named {0:?}")]
+    DuplicateModel(String),
+    /// An engine could not be started.
+    #[error("cannot start the engine of model {model:?}")]
+    Engine {
+        /// The model.
+        model: String,
+        /// Why.
+        #[source]
+        source: EngineError,
+    },
+    /// Starting panicked; the panic hook has printed why.
+    #[error("the start of the engines failed")]
+    Panicked,
+    /// The port cannot be used.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Configured address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The compiled-in descriptors are broken.
+    #[error(transparent)]
+    Reflection(#[from] ReflectionError),
+}
+
+impl Worker {
+    /// Opens the configured bundles: checks every digest, then maps the files. Blocks for as long as hashing takes.
+    ///
+    /// # Errors
+    /// Names the first bundle that cannot be used.
+    pub fn open_bundles(
+        config: &ValidWorkerConfig,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Arc<Bundle>>, WorkerError> {
+        let open = |path: &PathBuf| {
+            Bundle::open(path, progress).map_err(|source| WorkerError::Bundle { path: path.clone(), source })
+        };
+        config.bundles.iter().map(open).collect()
+    }
+
+    /// Opens the bundles and starts serving them.
+    ///
+    /// # Errors
+    /// Tells which part could not be started; nothing is left running then.
+    pub async fn start(config: ValidWorkerConfig) -> Result<RunningWorker, WorkerError> {
+        let tasks = Tasks::new();
+        let (config, bundles) = tasks
+            .run_blocking("open bundles", move || {
+                let bundles = Self::open_bundles(&config, &NoProgress);
+                (config, bundles)
+            })
+            .await
+            .ok_or(WorkerError::Panicked)?;
+        Self::start_with(config, bundles?).await
+    }
+
+    /// Starts serving bundles that are open already.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub async fn start_with(
+        config: ValidWorkerConfig,
+        bundles: Vec<Arc<Bundle>>,
+    ) -> Result<RunningWorker, WorkerError> {
+        let tasks = Tasks::new();
+        let engine_config = config.engine.clone();
+        // Reserving the cache and resolving weights touches a lot of memory.
+        let engines = tasks.run_blocking("start engines", move || start_engines(bundles, engine_config)).await;
+        let models = Models::new(engines.ok_or(WorkerError::Panicked)??).map_err(WorkerError::DuplicateModel)?;
+        let address = config.listen;
+        let listen_error = |source| WorkerError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let worker = RunningWorker {
+            address,
+            gateway_id: config.gateway_id.clone(),
+            drain_timeout: config.drain_timeout,
+            gate: Gate::new(config.limits.max_calls.get()),
+            tasks,
+            models,
+        };
+        let (routes, link_routes, health) = worker.routes(&config)?;
+        worker.spawn_health(health);
+        worker.spawn_listener(listener, routes, &config);
+        if let Some(link) = config.link {
+            worker.spawn_agent(link, link_routes);
+        }
+        info!(%address, gateway_id = worker.gateway_id, "the worker serves");
+        Ok(worker)
+    }
+}
+
+fn start_engines(
+    bundles: Vec<Arc<Bundle>>,
+    config: crate::engine::EngineConfig,
+) -> Result<Vec<EngineHandle>, WorkerError> {
+    let start = |bundle: Arc<Bundle>| {
+        let model = bundle.info().config.name.clone();
+        Engine::start(bundle, config.clone()).map_err(|source| WorkerError::Engine { model, source })
+    };
+    bundles.into_iter().map(start).collect()
+}
+
+/// A worker that serves. Dropping it does not stop it; [`RunningWorker::drain`] does.
+pub struct RunningWorker {
+    address: SocketAddr,
+    gateway_id: String,
+    drain_timeout: Duration,
+    gate: Gate,
+    tasks: Tasks,
+    models: Models,
+}
+
+/// Why a running worker should be stopped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The engine of this model has failed.
+    #[error("the engine of model {0:?} has failed")]
+    Engine(String),
+    /// A task that the worker cannot do without has panicked.
+    #[error("a vital task has panicked")]
+    Task,
+}
+
+impl RunningWorker {
+    /// Address of the worker's own port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Id of this gateway.
+    pub fn gateway_id(&self) -> &str {
+        &self.gateway_id
+    }
+
+    /// How busy the engine of a model is; `None` if the model is not served.
+    pub fn load(&self, model: &str) -> Option<Load> {
+        self.models.find(model).ok().map(EngineHandle::load)
+    }
+
+    /// The engines, for measurements.
+    pub fn engines(&self) -> impl Iterator<Item = &EngineHandle> {
+        self.models.engines()
+    }
+
+    /// Resolves when the worker has failed for good and should be drained and restarted.
+    pub async fn failed(&self) -> Failure {
+        tokio::select! {
+            model = engine_failed(&self.models) => Failure::Engine(model),
+            () = self.tasks.failed() => Failure::Task,
+        }
+    }
+
+    /// Refuses new calls from now on, as the first part of [`RunningWorker::drain`].
+    pub fn begin_drain(&self) {
+        self.gate.begin_drain();
+    }
+
+    /// Stops the worker within its drain time-out: new calls are refused, health says NOT_SERVING, running streams
+    /// end or are cut with UNAVAILABLE, connections close, engines stop. True if nothing had to be cut.
+    pub async fn drain(self) -> bool {
+        let clean = self.gate.drain(self.drain_timeout, &self.tasks).await;
+        let models = self.models;
+        let stop = move || models.engines().for_each(EngineHandle::shutdown);
+        if self.tasks.run_blocking("stop engines", stop).await.is_none() {
+            error!("stopping the engines failed");
+        }
+        info!(gateway_id = self.gateway_id, clean, "the worker has stopped");
+        clean
+    }
+
+    /// What is served on the worker's own port, and on the link.
+    fn routes(&self, config: &ValidWorkerConfig) -> Result<(Routes, Routes, HealthReporter), WorkerError> {
+        let metrics = Metrics::new(self.models.engines());
+        let inference = Inference::new(
+            self.gateway_id.clone(),
+            self.models.clone(),
+            self.gate.clone(),
+            self.tasks.clone(),
+            metrics,
+        );
+        let most_bytes = config.limits.max_message_bytes.get() as usize;
+        let inference = InferenceServiceServer::new(inference).max_decoding_message_size(most_bytes);
+        let mut own = RoutesBuilder::default();
+        own.add_service(inference.clone());
+        let health = add_health(&mut own);
+        add_reflection(&mut own)?;
+        let mut link = RoutesBuilder::default();
+        link.add_service(inference);
+        add_shared_health(&mut link, &health);
+        let gateway = Gateway::new(self.gateway_id.clone(), self.models.clone(), self.gate.clone());
+        link.add_service(GatewayServiceServer::new(gateway));
+        Ok((own.routes(), link.routes(), health))
+    }
+
+    /// Sets what the health service answers: serving until the drain begins or an engine fails.
+    fn spawn_health(&self, health: HealthReporter) {
+        let (gate, models) = (self.gate.clone(), self.models.clone());
+        self.tasks.spawn("health", OnPanic::StopNode, async move {
+            let set = async |status| {
+                health.set_service_status("", status).await;
+                health.set_service_status(SERVICE_NAME, status).await;
+            };
+            set(ServingStatus::Serving).await;
+            tokio::select! {
+                () = gate.draining() => {}
+                model = engine_failed(&models) => error!(model, "the engine has failed"),
+            }
+            set(ServingStatus::NotServing).await;
+        });
+    }
+
+    fn spawn_listener(&self, listener: TcpListener, routes: Routes, config: &ValidWorkerConfig) {
+        let (tasks, gate, limits) = (self.tasks.clone(), self.gate.clone(), config.connection.clone());
+        let most = config.limits.max_connections.get() as usize;
+        let accepting = accept(listener, most, tasks.clone(), gate.clone(), move |socket, peer| {
+            let (tasks, gate, limits, routes) = (tasks.clone(), gate.clone(), limits.clone(), routes.clone());
+            async move {
+                if let Err(error) = serve(socket, routes, &limits, &tasks, &gate).await {
+                    debug!(%peer, %error, "a connection ended early");
+                }
+            }
+        });
+        self.tasks.spawn("listener", OnPanic::StopNode, accepting);
+    }
+
+    fn spawn_agent(&self, link: ValidLink, routes: Routes) {
+        let agent = agent::run(link, routes, self.tasks.clone(), self.gate.clone());
+        self.tasks.spawn("agent", OnPanic::StopNode, agent);
+    }
+}
+
+/// Resolves with the name of the first model whose engine fails.
+async fn engine_failed(models: &Models) -> String {
+    let waits = models.engines().map(|engine| {
+        Box::pin(async move {
+            let mut load = engine.load_changes();
+            // An error means that the engine's thread is gone, which is a failure as well.
+            let _ = load.wait_for(|load| load.failed).await;
+            engine.info().name.clone()
+        })
+    });
+    futures_util::future::select_all(waits).await.0
+}
