@@ -1,0 +1,12 @@
+//! One module per command.
+
+pub mod bench;
+pub mod control_plane;
+pub mod demo;
+pub mod generate;
+pub mod inspect;
+pub mod models;
+pub mod pack;
+pub mod pull;
+pub mod up;
+pub mod worker;

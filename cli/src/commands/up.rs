@@ -1,0 +1,98 @@
+//! `rookery up`: a whole fleet on this machine.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::commands::worker::{EngineFlags, patience};
+use crate::config::Config;
+use crate::error::Failure;
+use crate::fleet::{Fleet, FleetOptions, threads_per_worker};
+use crate::output;
+use crate::processes::stop_requests;
+
+/// Serves bundles with a control plane and workers on this machine, until Ctrl-C.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  rookery up ./qwen-w8
+  rookery up ./qwen-w8 ./llama-w4 --workers 2 --listen 0.0.0.0:7070")]
+pub struct UpArgs {
+    /// Bundle folders; every worker serves all of them.
+    #[arg(value_name = "BUNDLE", required = true)]
+    bundles: Vec<PathBuf>,
+    /// Number of workers, each a process of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// Address for clients. Default: 127.0.0.1:7070, or a free port if that is taken.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the fleet cannot start or falls apart.
+pub async fn run(args: UpArgs, config: &Config, common: Vec<OsString>) -> Result<(), Failure> {
+    let stops = stop_requests(false)?;
+    let workers = usize::from(args.workers);
+    let options = FleetOptions {
+        bundles: args.bundles,
+        workers,
+        listen: listen_address(args.listen, config),
+        common,
+        worker: engine_arguments(&args.engine, workers),
+        grace: patience(config.worker.drain_timeout),
+    };
+    let mut early = stops.clone();
+    let mut fleet = tokio::select! {
+        biased;
+        // Dropping a fleet that starts kills its processes.
+        _ = crate::processes::stopped(&mut early) => return Ok(()),
+        fleet = Fleet::start(&options) => fleet?,
+    };
+    describe(&fleet)?;
+    let result = fleet.serve(&stops).await;
+    fleet.stop(&stops).await;
+    result
+}
+
+/// Says what runs where, and what to try next.
+///
+/// # Errors
+/// If standard output is closed.
+fn describe(fleet: &Fleet) -> Result<(), Failure> {
+    for process in fleet.processes() {
+        let id = process.id().map(|id| format!(", process {id}")).unwrap_or_default();
+        output::note(format_args!("{} on http://{}{id}", process.name, process.ready.listen));
+    }
+    output::line(format!("serving on {}; Ctrl-C stops", fleet.endpoint()))
+}
+
+/// The address that was asked for; else the configured one if it is free, else any.
+pub fn listen_address(asked: Option<SocketAddr>, config: &Config) -> SocketAddr {
+    asked.unwrap_or_else(|| {
+        let usual = config.control_plane.listen;
+        let free = std::net::TcpListener::bind(usual).is_ok();
+        if free { usual } else { SocketAddr::new(usual.ip(), 0) }
+    })
+}
+
+/// Engine flags for child workers; the machine's processors are shared among them unless told otherwise.
+pub fn engine_arguments(engine: &EngineFlags, workers: usize) -> Vec<OsString> {
+    let threads = engine.threads.unwrap_or_else(|| threads_per_worker(workers));
+    let mut arguments: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
+    let mut add = |flag: &str, value: Option<String>| {
+        if let Some(value) = value {
+            arguments.extend([flag.into(), value.into()]);
+        }
+    };
+    add("--kv-cache", engine.kv_cache.clone());
+    add("--context-tokens", engine.context_tokens.map(|tokens| tokens.to_string()));
+    add("--max-batch", engine.max_batch.map(|batch| batch.to_string()));
+    add("--isa", engine.isa.clone());
+    arguments
+}

@@ -1,0 +1,132 @@
+//! `rookery worker`: one compute worker.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use rookery_compute_worker::worker::Worker;
+
+use crate::config::{Config, Flags};
+use crate::error::{Failure, OrFail};
+use crate::output;
+use crate::processes::{Ready, Stop, announce, stop_requests, stopped, stopped_now};
+
+/// Serves model bundles on this machine, alone or as a gateway of a fleet.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Settings come from --config, from ROOKERY_WORKER__… variables and from these flags; a later
+one wins. `rookery --dump-config` shows them all.
+
+Examples:
+  rookery worker ./qwen-w8
+  rookery worker ./qwen-w8 --control-plane plane.example:7072 --gateway-id shelf-3
+  ROOKERY_WORKER__ENGINE__KV_CACHE=2GiB rookery worker ./qwen-w8"
+)]
+pub struct WorkerArgs {
+    /// Bundle folders to serve.
+    #[arg(value_name = "BUNDLE")]
+    bundles: Vec<PathBuf>,
+    /// Address for gRPC; port 0 picks a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Name of this gateway in the fleet.
+    #[arg(long, value_name = "ID")]
+    gateway_id: Option<String>,
+    /// Link address of the control plane to dial.
+    #[arg(long, value_name = "HOST:PORT")]
+    control_plane: Option<String>,
+    #[command(flatten)]
+    engine: EngineFlags,
+    /// The parent process holds standard input; used by `rookery up` and `rookery demo`.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// Settings of the engine that several commands take.
+#[derive(Args, Debug, Default)]
+pub struct EngineFlags {
+    /// Threads that compute.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Size of the key/value cache, such as 512MiB.
+    #[arg(long, value_name = "SIZE")]
+    pub kv_cache: Option<String>,
+    /// Longest prompt plus answer in tokens.
+    #[arg(long, value_name = "N")]
+    pub context_tokens: Option<usize>,
+    /// Most generations in one step.
+    #[arg(long, value_name = "N")]
+    pub max_batch: Option<usize>,
+    /// Instruction set: scalar, avx2, avx512-vnni, amx-int8 or neon-dotprod.
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<String>,
+}
+
+impl EngineFlags {
+    /// Adds them to the flags of the worker section.
+    pub fn apply(&self, flags: &mut Flags) {
+        flags.set("worker.engine.threads", self.threads);
+        flags.set("worker.engine.kv-cache", self.kv_cache.clone());
+        flags.set("worker.engine.context-tokens", self.context_tokens);
+        flags.set("worker.engine.max-batch", self.max_batch);
+        flags.set("worker.engine.isa", self.isa.clone());
+    }
+}
+
+impl WorkerArgs {
+    /// The settings that the flags make.
+    pub fn flags(&self, flags: &mut Flags) {
+        let bundles: Vec<String> = self.bundles.iter().map(|path| path.display().to_string()).collect();
+        flags.set("worker.bundles", (!bundles.is_empty()).then_some(bundles));
+        flags.set("worker.listen", self.listen.map(|address| address.to_string()));
+        flags.set("worker.gateway-id", self.gateway_id.clone());
+        flags.set("worker.link.control-plane", self.control_plane.clone());
+        self.engine.apply(flags);
+    }
+}
+
+/// Runs the worker until it is asked to stop.
+///
+/// # Errors
+/// If the configuration is wrong or the worker cannot start.
+pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr>) -> Result<(), Failure> {
+    let mut stops = stop_requests(supervised)?;
+    let config = config
+        .worker
+        .validate()
+        .map_err(|error| Failure::config("the worker's configuration cannot be used").caused_by(error))?;
+    let mut early = stops.clone();
+    let worker = tokio::select! {
+        biased;
+        // Start-up hashes the bundles, which is safe to leave in the middle.
+        _ = stopped(&mut early) => return Ok(()),
+        worker = Worker::start(config) => worker.or_fail(|| "the worker could not start".to_owned())?,
+    };
+    let address = worker.address();
+    if supervised {
+        announce(&Ready { listen: address, link: None, prometheus })?;
+    } else {
+        output::note(format_args!("serving on http://{address}; Ctrl-C stops"));
+    }
+    let failed = tokio::select! {
+        biased;
+        stop = stopped(&mut stops) => if stop == Stop::Now { return Ok(()) } else { None },
+        failure = worker.failed() => Some(failure),
+    };
+    tokio::select! {
+        biased;
+        // Whoever insists gets the end at once; running generations break off.
+        () = stopped_now(&mut stops) => {}
+        _ = worker.drain() => {}
+    }
+    match failed {
+        None => Ok(()),
+        Some(failure) => Err(Failure::new("the worker has failed").caused_by(failure)),
+    }
+}
+
+/// How long a parent waits for a child that drains: its own deadline and a little more.
+pub fn patience(drain_timeout: Duration) -> Duration {
+    drain_timeout + Duration::from_secs(2)
+}
