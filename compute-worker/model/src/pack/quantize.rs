@@ -53,7 +53,7 @@ pub(super) fn w4_row(row: &[f32], values: &mut [i8], multipliers: &mut [u8]) -> 
     if largest < f32::MIN_POSITIVE {
         return (0.0, 0);
     }
-    let mut best = (f32::INFINITY, 0.0);
+    let mut best = (f32::INFINITY, largest);
     let mut tried = vec![1; multipliers.len()];
     for share in SCALE_SHARES {
         let scale = largest * share;
@@ -61,7 +61,7 @@ pub(super) fn w4_row(row: &[f32], values: &mut [i8], multipliers: &mut [u8]) -> 
         for (group, multiplier) in row.chunks(W4_GROUP).zip(&mut tried) {
             let (group_error, found) = best_multiplier(group, scale);
             *multiplier = found;
-            error += group_error;
+            error += group_error * share * share;
         }
         if error < best.0 {
             best = (error, scale);
@@ -81,7 +81,7 @@ pub(super) fn w4_row(row: &[f32], values: &mut [i8], multipliers: &mut [u8]) -> 
     (scale, sum)
 }
 
-/// Squared error of the best multiplier for a group, and that multiplier; the smallest of equals.
+/// Squared error of the best multiplier for a group, in squared scales, and that multiplier; the smallest of equals.
 fn best_multiplier(group: &[f32], scale: f32) -> (f32, u8) {
     let unclipped = absmax(group) / (7.0 * scale);
     // Steps below 0.7 of the unclipped one lose more at the ends than they win in between.
@@ -89,7 +89,8 @@ fn best_multiplier(group: &[f32], scale: f32) -> (f32, u8) {
     let last = unclipped.ceil().clamp(1.0, 15.0) as u8;
     let mut best = (f32::INFINITY, first);
     for multiplier in first..=last {
-        let error = squared_error(group, scale * f32::from(multiplier));
+        let steps = f32::from(multiplier);
+        let error = squared_error(group, scale * steps) * steps * steps;
         if error < best.0 {
             best = (error, multiplier);
         }
@@ -97,12 +98,13 @@ fn best_multiplier(group: &[f32], scale: f32) -> (f32, u8) {
     best
 }
 
-/// Sum of squared rounding errors in 16 strided lanes, so that it vectorises with a fixed order of additions.
+/// Sum of squared rounding errors in squared steps, which neither overflow nor vanish whatever the size of the
+/// weights; in 16 strided lanes, so that it vectorises with a fixed order of additions.
 fn squared_error(group: &[f32], step: f32) -> f32 {
     let inverse = 1.0 / step;
     let error = |weight: f32| {
-        let rounded = round_ties_even(weight * inverse).clamp(-8.0, 7.0);
-        let error = weight - rounded * step;
+        let steps = weight * inverse;
+        let error = steps - round_ties_even(steps).clamp(-8.0, 7.0);
         error * error
     };
     let mut lanes = [0.0f32; 16];

@@ -98,6 +98,20 @@ fn groups_get_steps_of_their_own_size() {
 }
 
 #[test]
+fn the_size_of_the_weights_does_not_matter() {
+    let row = random_row(3, 300);
+    let mut expected = None;
+    // Powers of two change no mantissa: integers must be the same.
+    for exponent in [-90, -20, 0, 60, 120] {
+        let row: Vec<f32> = row.iter().map(|weight| weight * 2f32.powi(exponent)).collect();
+        let (mut values, mut multipliers) = (vec![0; 300], vec![0; 3]);
+        w4_row(&row, &mut values, &mut multipliers);
+        let found = (values, multipliers);
+        assert_eq!(*expected.get_or_insert_with(|| found.clone()), found, "times 2^{exponent}");
+    }
+}
+
+#[test]
 fn searching_beats_no_clipping() {
     let (mut plain, mut searched) = (0.0, 0.0);
     for seed in 0..50 {
@@ -108,7 +122,7 @@ fn searching_beats_no_clipping() {
         let scale = absmax(&row) / 105.0;
         for group in row.chunks(W4_GROUP) {
             let multiplier = (absmax(group) / (7.0 * scale)).ceil().clamp(1.0, 15.0);
-            plain += squared_error(group, scale * multiplier);
+            plain += squared_error(group, scale * multiplier) * (scale * multiplier).powi(2);
         }
     }
     println!("squared error with search: {:.3} of the plain one", searched / plain);
