@@ -12,6 +12,7 @@ pub struct Activations {
     cols: usize,
     values: Vec<i8>,
     scales: Vec<f32>,
+    sums: Vec<i32>,
 }
 
 impl Activations {
@@ -63,11 +64,17 @@ impl Activations {
         &self.values
     }
 
+    /// Σ_k a of each row, `[M]`.
+    pub(crate) fn sums(&self) -> &[i32] {
+        &self.sums
+    }
+
     /// Takes the shape; the contents are stale until [`crate::Kernels::quantize`] writes every row.
-    pub(crate) fn reshape(&mut self, rows: usize, cols: usize) -> (&mut [i8], &mut [f32]) {
+    pub(crate) fn reshape(&mut self, rows: usize, cols: usize) -> (&mut [i8], &mut [f32], &mut [i32]) {
         (self.rows, self.cols) = (rows, cols);
         self.values.resize(rows * self.stride(), 0);
         self.scales.resize(rows, 0.0);
-        (&mut self.values, &mut self.scales)
+        self.sums.resize(rows, 0);
+        (&mut self.values, &mut self.scales, &mut self.sums)
     }
 }

@@ -8,6 +8,14 @@
 use crate::tiles::{TILE_BYTES, TILE_COLS, W4_GROUP};
 use crate::weights::Weights;
 
+#[cfg(any(target_arch = "x86_64", test))]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod scalar;
 
 /// Output channels of a panel.
@@ -44,26 +52,45 @@ pub(crate) struct Rows<'a> {
     pub(crate) values: &'a [i8],
     pub(crate) stride: usize,
     pub(crate) count: usize,
+    /// `[count]`: Σ_k a.
+    pub(crate) sums: &'a [i32],
 }
 
-/// A panel in `[K/4][64 n][4 k]` order, K padded to [`PACK_COLS`] with zeros, 64-byte aligned.
-pub(crate) struct Packed<'a> {
-    pub(crate) values: &'a [[i8; 4 * PANEL]],
-    /// `[64]`, zero beyond the panel's rows.
-    pub(crate) row_sums: &'a Acc,
+/// Four input channels of a packed panel: `[64 n][4 k]`, what one dot-product instruction per vector consumes.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Quad(pub(crate) [i8; 4 * PANEL]);
+
+impl Quad {
+    pub(crate) const ZERO: Quad = Quad([0; 4 * PANEL]);
 }
 
 /// Pointers to the integer kernels of one instruction set; each may be called only where that was detected.
 ///
 /// Callers hold: `acc` has `Rows::count` entries, `Rows::values` is `count · stride` long with stride ≥ K padded
-/// to 64, tiles have the length that rows and cols demand, `packed` has `packed_quads(cols)` entries.
+/// to 64, tiles have the length that rows and cols demand, a packed panel has `packed_quads(cols)`
+/// entries.
 pub(crate) struct IntegerTable {
     /// Most rows that `direct` should be given.
     pub(crate) direct_rows: usize,
     pub(crate) direct: unsafe fn(&Panel<'_>, Rows<'_>, &mut [Acc]),
-    pub(crate) pack: unsafe fn(&Panel<'_>, &mut [[i8; 4 * PANEL]]),
-    pub(crate) packed: unsafe fn(Packed<'_>, Rows<'_>, &mut [Acc]),
+    /// The packed values may carry a bias that the same table's `packed` removes.
+    pub(crate) pack: unsafe fn(&Panel<'_>, &mut [Quad]),
+    pub(crate) packed: unsafe fn(&[Quad], Rows<'_>, &mut [Acc]),
 }
+
+/// value(nibble) × multiplier for each multiplier 0…15: what one byte shuffle looks up.
+#[cfg(target_arch = "x86_64")]
+static W4_TABLES: [[i8; 16]; 16] = {
+    let mut tables = [[0; 16]; 16];
+    let mut i = 0;
+    while i < 256 {
+        let value = if i % 16 < 8 { i % 16 } else { i % 16 - 16 };
+        tables[i as usize / 16][i as usize % 16] = (i / 16 * value) as i8;
+        i += 1;
+    }
+    tables
+};
 
 /// Entries of a packed panel of K columns.
 pub(crate) fn packed_quads(cols: usize) -> usize {
@@ -104,10 +131,7 @@ impl<'a> Panel<'a> {
 impl<'a> Rows<'a> {
     /// Rows `first..first + count`.
     pub(crate) fn range(&self, first: usize, count: usize) -> Rows<'a> {
-        Rows {
-            values: &self.values[first * self.stride..(first + count) * self.stride],
-            stride: self.stride,
-            count,
-        }
+        let values = &self.values[first * self.stride..(first + count) * self.stride];
+        Rows { values, stride: self.stride, count, sums: &self.sums[first..first + count] }
     }
 }

@@ -33,3 +33,6 @@ pub use ops::AttentionQuery;
 pub use pool::Pool;
 pub use rope::RopeTable;
 pub use weights::{MAX_COLS, W4, W8, Weights};
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use crate::float::body::SMALLEST_ABSMAX;
-use crate::integer::{Acc, PANEL, Packed, Panel, Rows, packed_quads};
+use crate::integer::{Acc, PANEL, Panel, Quad, Rows, packed_quads};
 use crate::pool::{Pool, SharedMut};
 use crate::{Activations, Kernels, Weights};
 
@@ -40,13 +40,9 @@ struct View<'a> {
 
 /// One thread's packed panel and accumulators.
 struct Scratch {
-    packed: Vec<AlignedQuad>,
+    packed: Vec<Quad>,
     acc: Vec<Acc>,
 }
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct AlignedQuad([i8; 4 * PANEL]);
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { packed: Vec::new(), acc: Vec::new() }) };
@@ -64,21 +60,23 @@ impl Kernels {
         const { assert!(127.0 / SMALLEST_ABSMAX < f32::MAX) };
         assert!(cols > 0 && x.len().is_multiple_of(cols), "quantize: {} values in rows of {cols}", x.len());
         let rows = x.len() / cols;
-        let (values, scales) = out.reshape(rows, cols);
+        let (values, scales, sums) = out.reshape(rows, cols);
         let stride = values.len() / rows.max(1);
-        let (values, scales) = (SharedMut(values.as_mut_ptr()), SharedMut(scales.as_mut_ptr()));
+        let values = SharedMut(values.as_mut_ptr());
+        let (scales, sums) = (SharedMut(scales.as_mut_ptr()), SharedMut(sums.as_mut_ptr()));
         // A row of 896 takes about 0.1 µs; less than a few microseconds is not worth another thread.
         let per_task = (16 * 1024 / cols).max(1);
         pool.run(rows.div_ceil(per_task), &|task| {
             for row in task * per_task..rows.min((task + 1) * per_task) {
-                // SAFETY: row < rows, so both ranges lie in the buffers that `reshape` sized, which are
+                // SAFETY: row < rows, so all three lie in the buffers that `reshape` sized, which are
                 // borrowed mutably until `run` returns; each row belongs to one task.
-                let (to, scale) = unsafe {
+                let (to, scale, sum) = unsafe {
                     let to = std::slice::from_raw_parts_mut(values.get().add(row * stride), stride);
-                    (to, &mut *scales.get().add(row))
+                    (to, &mut *scales.get().add(row), &mut *sums.get().add(row))
                 };
                 // SAFETY: this table exists only where its instruction set was detected.
                 *scale = unsafe { (self.float.quantize_row)(&x[row * cols..(row + 1) * cols], to) };
+                *sum = to.iter().map(|&a| i32::from(a)).sum();
             }
         });
     }
@@ -118,7 +116,7 @@ impl Kernels {
     /// One panel of one job, for all rows.
     fn panel(&self, a: &Activations, view: &View<'_>, index: usize, scratch: &mut Scratch) {
         let panel = Panel::of(&view.weights, index);
-        let rows = Rows { values: a.values(), stride: a.stride(), count: a.rows() };
+        let rows = Rows { values: a.values(), stride: a.stride(), count: a.rows(), sums: a.sums() };
         scratch.acc.resize(PASS_ROWS, [0; PANEL]);
         if rows.count <= self.integer.direct_rows {
             // SAFETY: this table exists only where its instruction set was detected; `check` asserted the
@@ -126,20 +124,15 @@ impl Kernels {
             unsafe { (self.integer.direct)(&panel, rows, &mut scratch.acc[..rows.count]) };
             return self.write(a, view, index, 0, &scratch.acc[..rows.count]);
         }
-        scratch.packed.resize(packed_quads(panel.cols), AlignedQuad([0; 4 * PANEL]));
-        let base = scratch.packed.as_mut_ptr().cast::<[i8; 4 * PANEL]>();
-        // SAFETY: `AlignedQuad` is a transparent wrapper in layout (256 bytes, a multiple of its alignment);
-        // `packed` is not touched otherwise while `quads` lives.
-        let quads = unsafe { std::slice::from_raw_parts_mut(base, scratch.packed.len()) };
-        // SAFETY: as for `direct`; `quads` has `packed_quads(cols)` entries.
-        unsafe { (self.integer.pack)(&panel, quads) };
-        let mut row_sums = [0; PANEL];
-        row_sums[..panel.rows].copy_from_slice(panel.row_sums);
+        scratch.packed.resize(packed_quads(panel.cols), Quad::ZERO);
+        // SAFETY: as for `direct`; the packed panel has `packed_quads(cols)` entries.
+        unsafe { (self.integer.pack)(&panel, &mut scratch.packed) };
         for first in (0..rows.count).step_by(PASS_ROWS) {
             let count = PASS_ROWS.min(rows.count - first);
-            let packed = Packed { values: quads, row_sums: &row_sums };
             // SAFETY: as above; acc has `count` entries.
-            unsafe { (self.integer.packed)(packed, rows.range(first, count), &mut scratch.acc[..count]) };
+            unsafe {
+                (self.integer.packed)(&scratch.packed, rows.range(first, count), &mut scratch.acc[..count])
+            };
             self.write(a, view, index, first, &scratch.acc[..count]);
         }
     }

@@ -6,6 +6,12 @@
 //! intrinsics become single instructions. Each method is one IEEE operation per lane (or says otherwise), so
 //! the bits are the same everywhere; NaN is one value, its payload is not promised.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod scalar;
 
 /// Lanes of a [`Simd`] vector.
@@ -69,6 +75,9 @@ pub(crate) trait Simd: Copy {
     /// Loads up to 16 values; the other lanes are `fill`.
     #[inline(always)]
     fn load_part(self, from: &[f32], fill: f32) -> Self::V {
+        if let Ok(whole) = from.try_into() {
+            return self.load(whole);
+        }
         let mut lanes = [fill; LANES];
         lanes[..from.len()].copy_from_slice(from);
         self.load(&lanes)
@@ -77,6 +86,9 @@ pub(crate) trait Simd: Copy {
     /// Stores the first `to.len()` (at most 16) lanes.
     #[inline(always)]
     fn store_part(self, v: Self::V, to: &mut [f32]) {
+        if let Ok(whole) = (&mut *to).try_into() {
+            return self.store(v, whole);
+        }
         let mut lanes = [0.0; LANES];
         self.store(v, &mut lanes);
         to.copy_from_slice(&lanes[..to.len()]);

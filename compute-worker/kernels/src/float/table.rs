@@ -49,3 +49,24 @@ macro_rules! float_table {
 }
 
 float_table!(scalar, crate::simd::scalar::Scalar);
+#[cfg(target_arch = "x86_64")]
+float_table!(
+    avx512,
+    // SAFETY: the functions that evaluate this are compiled for, and called only with, these features.
+    unsafe { crate::simd::avx512::Avx512::new() },
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+);
+#[cfg(target_arch = "x86_64")]
+float_table!(
+    avx2,
+    // SAFETY: the functions that evaluate this are compiled for, and called only with, these features.
+    unsafe { crate::simd::avx2::Avx2::new() },
+    "avx2,fma,f16c"
+);
+#[cfg(target_arch = "aarch64")]
+float_table!(
+    neon,
+    // SAFETY: the functions that evaluate this are compiled for, and called only with, this feature.
+    unsafe { crate::simd::neon::Neon::new() },
+    "neon"
+);

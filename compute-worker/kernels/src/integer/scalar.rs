@@ -7,7 +7,7 @@
 //! ```
 //! Slow and plain on purpose: it must be easy to believe.
 
-use super::{Acc, IntegerTable, PANEL, Packed, Panel, PanelTiles, Rows};
+use super::{Acc, IntegerTable, PANEL, Panel, PanelTiles, Quad, Rows};
 use crate::tiles::{self, W4_GROUP};
 
 pub(crate) static TABLE: IntegerTable = IntegerTable { direct_rows: 4, direct, pack, packed };
@@ -33,20 +33,20 @@ fn direct(panel: &Panel<'_>, rows: Rows<'_>, acc: &mut [Acc]) {
     }
 }
 
-pub(super) fn pack(panel: &Panel<'_>, out: &mut [[i8; 4 * PANEL]]) {
+pub(super) fn pack(panel: &Panel<'_>, out: &mut [Quad]) {
     for (quad, out) in out.iter_mut().enumerate() {
-        for (i, out) in out.iter_mut().enumerate() {
+        for (i, out) in out.0.iter_mut().enumerate() {
             let (n, k) = (i / 4, quad * 4 + i % 4);
             *out = if n < panel.rows && k < panel.cols { value(panel, n, k) } else { 0 };
         }
     }
 }
 
-fn packed(panel: Packed<'_>, rows: Rows<'_>, acc: &mut [Acc]) {
+fn packed(panel: &[Quad], rows: Rows<'_>, acc: &mut [Acc]) {
     for (row, acc) in rows.values.chunks_exact(rows.stride.max(1)).zip(acc) {
         *acc = [0; PANEL];
-        for (a, w) in row.chunks_exact(4).zip(panel.values) {
-            for (acc, w) in acc.iter_mut().zip(w.chunks_exact(4)) {
+        for (a, w) in row.chunks_exact(4).zip(panel) {
+            for (acc, w) in acc.iter_mut().zip(w.0.chunks_exact(4)) {
                 for (a, w) in a.iter().zip(w) {
                     *acc = acc.wrapping_add(i32::from(*a) * i32::from(*w));
                 }

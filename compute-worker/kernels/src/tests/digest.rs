@@ -1,0 +1,87 @@
+use super::{Matrix, Random, tables};
+use crate::{
+    Activations, AttentionQuery, Kernels, KvCache, KvLayout, LinearJob, Pool, RopeTable, f32_to_f16, math,
+};
+
+/// FNV-1a of the bits of a fixed workload that passes through every function of the crate. The value below was
+/// computed by the scalar table on x86-64; the same test holds it for every table there and on AArch64.
+const EXPECTED: u64 = 0xaf73_d77c_d72f_fc91;
+
+struct Digest(u64);
+
+impl Digest {
+    fn add(&mut self, values: &[f32]) {
+        for byte in values.iter().flat_map(|v| v.to_bits().to_le_bytes()) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+fn workload(k: &Kernels, pool: &Pool) -> u64 {
+    let mut digest = Digest(0xcbf2_9ce4_8422_2325);
+    let mut random = Random(31);
+    let (hidden, heads, kv_heads, d, rows) = (192, 6, 2, 32, 21);
+    let w8 = Matrix::w8(heads * d, hidden, &mut random, |r| r.int(-127, 127) as i8);
+    let w4 = Matrix::w4(heads * d, hidden, &mut random, |r| r.int(-8, 7) as i8, |r| r.int(1, 15) as u8);
+    let weight = random.floats(hidden, 1.0);
+    let rope = RopeTable::new(d, 4096, 1e6, 0.5, None);
+    let mut cache = KvCache::new(KvLayout { layers: 1, blocks: 16, kv_heads, head_dim: d });
+    for t in 0..200 + rows {
+        let (k, v) = (random.floats(kv_heads * d, 1.0), random.floats(kv_heads * d, 1.0));
+        cache.write(0, (t / 16) as u32, t % 16, &k, &v);
+        digest.add(&[f32::from(f32_to_f16(k[0]))]);
+    }
+    let x = random.floats(rows * hidden, 3.0);
+    for batch in [1, 2, 3, 4, rows] {
+        let mut normed = vec![0.0; batch * hidden];
+        for (x, y) in x.chunks_exact(hidden).zip(normed.chunks_exact_mut(hidden)) {
+            k.rms_norm(x, &weight, 1e-6, y);
+        }
+        digest.add(&normed);
+        let mut a = Activations::new();
+        k.quantize(pool, &normed, hidden, &mut a);
+        let width = heads * d;
+        let (mut q, mut up) = (vec![0.0; batch * width], vec![0.0; batch * width]);
+        let bias = &normed[..width];
+        let mut jobs = [
+            LinearJob { weights: w8.view(), bias: Some(bias), out: &mut q, out_stride: width, out_column: 0 },
+            LinearJob { weights: w4.view(), bias: None, out: &mut up, out_stride: width, out_column: 0 },
+        ];
+        k.linear(pool, &a, &mut jobs);
+        digest.add(&q);
+        digest.add(&up);
+        for (m, row) in q.chunks_exact_mut(width).enumerate() {
+            k.rope(row, d, &rope, 1000 + 17 * m);
+        }
+        digest.add(&q);
+        let blocks: Vec<u32> = (0..14).collect();
+        let queries: Vec<_> = (0..batch).map(|m| AttentionQuery { blocks: &blocks, len: 200 + m }).collect();
+        let mut out = vec![0.0; batch * width];
+        k.attention(pool, &cache, 0, &queries, &q, heads, &mut out);
+        digest.add(&out);
+        let mut gated = vec![0.0; batch * width];
+        k.silu_mul(&out, &up, &mut gated);
+        k.add_assign(&mut gated, &q);
+        digest.add(&gated);
+        let (max, ln) = k.log_softmax_stats(&gated);
+        digest.add(&[max, ln]);
+        k.softmax(&mut gated);
+        digest.add(&gated);
+        let mut row = vec![0.0; hidden];
+        k.embed_row(&w4.view(), batch, &mut row);
+        digest.add(&row);
+        digest.add(&[math::exp(ln), math::ln(ln), math::sin(ln), math::cos(ln)]);
+    }
+    digest.0
+}
+
+#[test]
+fn the_fixed_workload_has_the_fixed_digest() {
+    for kernels in tables() {
+        for threads in [1, 2] {
+            let digest = workload(kernels, &Pool::new(threads));
+            println!("{kernels:?} with {threads} threads: {digest:#018x}");
+            assert_eq!(digest, EXPECTED, "{kernels:?} with {threads} threads: {digest:#018x}");
+        }
+    }
+}
