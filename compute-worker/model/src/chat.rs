@@ -107,9 +107,13 @@ impl Tokenizer {
 /// What templates of `transformers` expect to find.
 fn environment(now: SystemTime) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect(
-        "the default delimiters are valid",
-    ));
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .expect("the default delimiters are valid"),
+    );
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -134,5 +138,9 @@ fn classify(error: &minijinja::Error) -> ChatError {
         }
         cause = current.source();
     }
-    if error.kind() == ErrorKind::OutOfFuel { ChatError::OutOfFuel } else { ChatError::Template(error.to_string()) }
+    if error.kind() == ErrorKind::OutOfFuel {
+        ChatError::OutOfFuel
+    } else {
+        ChatError::Template(error.to_string())
+    }
 }

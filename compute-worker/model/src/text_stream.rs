@@ -106,7 +106,8 @@ impl TextStream {
     /// Index and start of the stop string that ends first; of those that end there, the one that starts first.
     fn first_stop(&self) -> Option<(usize, usize)> {
         let found = self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
-        let found = found.filter_map(|(index, stop)| self.held.find(stop).map(|start| (start + stop.len(), start, index)));
+        let found = found
+            .filter_map(|(index, stop)| self.held.find(stop).map(|start| (start + stop.len(), start, index)));
         found.min().map(|(_, start, index)| (index, start))
     }
 }
@@ -129,7 +130,8 @@ mod tests {
     fn oracle(bytes: &[u8], stops: &[String]) -> (String, Option<usize>) {
         let text = String::from_utf8_lossy(bytes).into_owned();
         for end in (0..=text.len()).filter(|&end| text.is_char_boundary(end)) {
-            let met = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty() && text[..end].ends_with(*stop));
+            let met =
+                stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty() && text[..end].ends_with(*stop));
             if let Some((index, stop)) = met.min_by_key(|(index, stop)| (usize::MAX - stop.len(), *index)) {
                 return (text[..end - stop.len()].to_owned(), Some(index));
             }
@@ -179,7 +181,10 @@ mod tests {
 
     #[test]
     fn the_stop_that_is_complete_first_wins_and_the_longer_of_two_that_end_together() {
-        assert_eq!(run(&[b"abc".to_vec(), b"d".to_vec()], &strings(&["abcd", "bc"])), ("a".to_owned(), Some(1)));
+        assert_eq!(
+            run(&[b"abc".to_vec(), b"d".to_vec()], &strings(&["abcd", "bc"])),
+            ("a".to_owned(), Some(1))
+        );
         assert_eq!(run(&[b"xabc".to_vec()], &strings(&["bc", "abc"])), ("x".to_owned(), Some(1)));
     }
 

@@ -144,8 +144,10 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(TokenizerError::Json)?.with_padding(None);
         let bytes = TokenBytes::new(&inner)?;
         let added = inner.get_added_tokens_decoder().into_iter();
-        let specials = Specials::new(added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)));
-        let named = config.bos.map(|id| ("bos", id)).into_iter().chain(config.eos.iter().map(|&id| ("eos", id)));
+        let specials =
+            Specials::new(added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)));
+        let named =
+            config.bos.map(|id| ("bos", id)).into_iter().chain(config.eos.iter().map(|&id| ("eos", id)));
         for (what, id) in named {
             if id as usize >= bytes.len() {
                 return Err(TokenizerError::IdOutOfRange { what, id, vocabulary: bytes.len() });

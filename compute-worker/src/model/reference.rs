@@ -42,7 +42,9 @@ pub enum ReferenceError {
     #[error("reference forward")]
     Import(#[from] ImportError),
     /// A token is not in the vocabulary.
-    #[error("token {token} at position {position} of sequence {sequence} is outside the vocabulary of {vocabulary}")]
+    #[error(
+        "token {token} at position {position} of sequence {sequence} is outside the vocabulary of {vocabulary}"
+    )]
     Token {
         /// Which sequence.
         sequence: usize,
@@ -138,7 +140,9 @@ impl<'a> Reference<'a> {
             for row in rows.chunks_exact_mut(weight.len()) {
                 let mean = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / row.len() as f64;
                 let scale = 1.0 / (mean + eps).sqrt();
-                row.iter_mut().zip(&weight).for_each(|(x, w)| *x = (f64::from(*x) * scale * f64::from(*w)) as f32);
+                row.iter_mut()
+                    .zip(&weight)
+                    .for_each(|(x, w)| *x = (f64::from(*x) * scale * f64::from(*w)) as f32);
             }
         });
         Ok(())
@@ -201,13 +205,21 @@ impl<'a> Reference<'a> {
         let name = if self.config().tied_head { TensorName::TokenEmbedding } else { TensorName::Output };
         let mut normed = x.to_vec();
         self.norm(TensorName::OutputNorm, &mut normed)?;
-        let mut places = lengths.iter().enumerate().flat_map(|(sequence, &n)| (0..n).map(move |at| (sequence, at)));
+        let mut places =
+            lengths.iter().enumerate().flat_map(|(sequence, &n)| (0..n).map(move |at| (sequence, at)));
         let block = (LOGIT_BYTES / (vocab * size_of::<f32>())).max(1);
         for normed in normed.chunks(block * hidden) {
             let mut logits = vec![0.0; normed.len() / hidden * vocab];
             for first in (0..vocab).step_by(HEAD_ROWS) {
                 let rows = self.source.tensor_rows(name, first..vocab.min(first + HEAD_ROWS))?;
-                linear(normed, &Packed::new(&rows, hidden, self.threads), &mut logits, vocab, first, self.threads);
+                linear(
+                    normed,
+                    &Packed::new(&rows, hidden, self.threads),
+                    &mut logits,
+                    vocab,
+                    first,
+                    self.threads,
+                );
             }
             for (row, (sequence, position)) in logits.chunks_exact(vocab).zip(&mut places) {
                 each(sequence, position, row);

@@ -8,7 +8,17 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 /// The first of January 1970 was a Thursday.
@@ -41,11 +51,19 @@ pub(super) fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
 struct PythonFormatter;
 
 impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { writer.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { writer.write_all(b", ") }
     }
 
@@ -84,7 +102,10 @@ pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
             Some('%') => text.push('%'),
             other => {
                 let directive = other.map(String::from).unwrap_or_default();
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("strftime directive %{directive}")));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("strftime directive %{directive}"),
+                ));
             }
         }
     }

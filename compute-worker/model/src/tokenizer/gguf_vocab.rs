@@ -67,7 +67,7 @@ const PRE_TOKENIZERS: [PreTokenizer; 2] = [
 ];
 
 /// Texts of tokens that end a generation in every model that has them.
-const END_OF_GENERATION: [&str; 13] = [
+const END_OF_GENERATION: [&str; 12] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -75,13 +75,16 @@ const END_OF_GENERATION: [&str; 13] = [
     "<|end_of_text|>",
     "<|end|>",
     "<end_of_turn>",
-    "</s>",
     "<EOT>",
     "<｜end▁of▁sentence｜>",
     "<|fim_pad|>",
     "<|repo_name|>",
     "<|file_sep|>",
 ];
+
+/// Ends a generation where it is special. Elsewhere it is HTML: Qwen's vocabulary has it as an ordinary token, at which
+/// llama.cpp stops all the same.
+const END_OF_SEQUENCE: &str = "</s>";
 
 /// Texts that are special whatever their type says: llama.cpp holds a wrong type for a mistake of the conversion.
 const ALWAYS_SPECIAL: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
@@ -134,7 +137,7 @@ pub fn gguf_to_tokenizer_json(vocab: GgufVocab) -> Result<(String, TokenizerConf
             return Err(TokenizerError::UnsupportedModel { found: vocab.model, supported: "gpt2, llama" });
         }
     };
-    let eos = end_of_generation(&vocab, &ids)?;
+    let eos = end_of_generation(&vocab, &types, &ids)?;
     let bos = in_vocabulary("bos", vocab.bos, vocab.tokens.len())?;
     let add_bos = vocab.add_bos.unwrap_or(add_bos) && bos.is_some();
     Ok((json.to_string(), TokenizerConfig { add_bos, bos, eos, chat_template: vocab.chat_template }))
@@ -157,7 +160,10 @@ fn check_lists(vocab: &GgufVocab) -> Result<(), TokenizerError> {
 }
 
 /// Ids of all tokens that exist, by text. Empty texts and unused ids are no tokens.
-fn ids_by_text<'a>(tokens: &'a [String], types: &[TokenType]) -> Result<HashMap<&'a str, u32>, TokenizerError> {
+fn ids_by_text<'a>(
+    tokens: &'a [String],
+    types: &[TokenType],
+) -> Result<HashMap<&'a str, u32>, TokenizerError> {
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, text) in tokens.iter().enumerate() {
         if text.is_empty() || types[id] == TokenType::Unused {
@@ -171,7 +177,11 @@ fn ids_by_text<'a>(tokens: &'a [String], types: &[TokenType]) -> Result<HashMap<
     Ok(ids)
 }
 
-fn in_vocabulary(what: &'static str, id: Option<u32>, vocabulary: usize) -> Result<Option<u32>, TokenizerError> {
+fn in_vocabulary(
+    what: &'static str,
+    id: Option<u32>,
+    vocabulary: usize,
+) -> Result<Option<u32>, TokenizerError> {
     match id {
         Some(id) if id as usize >= vocabulary => Err(TokenizerError::IdOutOfRange { what, id, vocabulary }),
         id => Ok(id),
@@ -179,12 +189,17 @@ fn in_vocabulary(what: &'static str, id: Option<u32>, vocabulary: usize) -> Resu
 }
 
 /// Ids that the metadata names, the model's own `eos` first, then those known by their text.
-fn end_of_generation(vocab: &GgufVocab, ids: &HashMap<&str, u32>) -> Result<Vec<u32>, TokenizerError> {
+fn end_of_generation(
+    vocab: &GgufVocab,
+    types: &[TokenType],
+    ids: &HashMap<&str, u32>,
+) -> Result<Vec<u32>, TokenizerError> {
     let mut eos = Vec::new();
     for (what, id) in [("eos", vocab.eos), ("eot", vocab.eot), ("eom", vocab.eom)] {
         eos.extend(in_vocabulary(what, id, vocab.tokens.len())?);
     }
     eos.extend(END_OF_GENERATION.iter().filter_map(|text| ids.get(text)));
+    eos.extend(ids.get(END_OF_SEQUENCE).filter(|&&id| types[id as usize] == TokenType::Special));
     let mut seen = std::collections::HashSet::new();
     eos.retain(|&id| seen.insert(id));
     Ok(eos)
@@ -210,8 +225,10 @@ fn byte_level(
         }
         merges.push(json!([left, right]));
     }
-    let split = json!({"type": "Split", "pattern": {"Regex": pre.regex}, "behavior": "Isolated", "invert": false});
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let split =
+        json!({"type": "Split", "pattern": {"Regex": pre.regex}, "behavior": "Isolated", "invert": false});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     let json = json!({
         "version": "1.0",
         "added_tokens": added_tokens(&vocab.tokens, types),
@@ -250,7 +267,8 @@ fn sentence_piece(
     }
     pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     let text_of = |id: u32| vocab.tokens[id as usize].as_str();
-    let merges: Vec<Value> = pairs.iter().map(|&(_, left, right)| json!([text_of(left), text_of(right)])).collect();
+    let merges: Vec<Value> =
+        pairs.iter().map(|&(_, left, right)| json!([text_of(left), text_of(right)])).collect();
 
     let unknown = in_vocabulary("unknown", vocab.unknown.or(Some(0)), vocab.tokens.len())?;
     let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});

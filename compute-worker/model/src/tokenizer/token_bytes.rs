@@ -38,7 +38,8 @@ impl TokenBytes {
         if vocabulary > MAX_VOCABULARY {
             return Err(TokenizerError::VocabularyTooLarge { vocabulary, max: MAX_VOCABULARY });
         }
-        let mut table = TokenBytes { data: Vec::new(), ends: Vec::with_capacity(vocabulary), holes: Vec::new() };
+        let mut table =
+            TokenBytes { data: Vec::new(), ends: Vec::with_capacity(vocabulary), holes: Vec::new() };
         for (id, text) in &entries {
             // Two texts with one id: the first stands.
             if table.ends.len() > *id as usize {
@@ -127,7 +128,8 @@ fn byte_of(character: char) -> Option<u8> {
 }
 
 fn is_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
-    tokenizer.get_decoder().is_some_and(decodes_bytes) || tokenizer.get_pre_tokenizer().is_some_and(splits_bytes)
+    tokenizer.get_decoder().is_some_and(decodes_bytes)
+        || tokenizer.get_pre_tokenizer().is_some_and(splits_bytes)
 }
 
 fn decodes_bytes(decoder: &DecoderWrapper) -> bool {
@@ -153,7 +155,10 @@ mod tests {
         let mut bytes: Vec<u8> = (0..0x180).filter_map(char::from_u32).filter_map(byte_of).collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
-        assert_eq!((byte_of('Ġ'), byte_of('Ċ'), byte_of('A'), byte_of(' ')), (Some(b' '), Some(b'\n'), Some(b'A'), None));
+        assert_eq!(
+            (byte_of('Ġ'), byte_of('Ċ'), byte_of('A'), byte_of(' ')),
+            (Some(b' '), Some(b'\n'), Some(b'A'), None)
+        );
     }
 
     #[test]

@@ -48,7 +48,14 @@ impl Heads {
     }
 
     /// Values mixed by attention, `[T][heads][head_dim]`; `q` is of the same shape, `k` and `v` of `kv_heads`.
-    pub(super) fn attend(&self, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32], threads: usize) -> Vec<f32> {
+    pub(super) fn attend(
+        &self,
+        lengths: &[usize],
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        threads: usize,
+    ) -> Vec<f32> {
         let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut out = vec![0.0; q.len()];
         let (mut rest, mut first) = (out.as_mut_slice(), 0);

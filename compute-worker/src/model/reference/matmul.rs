@@ -42,7 +42,14 @@ impl Packed {
 }
 
 /// `out[t * stride + column + n] = Σ_k x[t][k] · W[n][k]`, for `x` of `[T][K]` and `out` of `[T][stride]`.
-pub(super) fn linear(x: &[f32], weights: &Packed, out: &mut [f32], stride: usize, column: usize, threads: usize) {
+pub(super) fn linear(
+    x: &[f32],
+    weights: &Packed,
+    out: &mut [f32],
+    stride: usize,
+    column: usize,
+    threads: usize,
+) {
     let k = weights.cols;
     assert_eq!(x.len() / k, out.len() / stride, "one row of output for each row of input");
     assert!(column + weights.rows <= stride, "the output fits its rows");
@@ -93,7 +100,12 @@ fn add(out: &mut [f32], sums: &[f32; PANEL]) {
 }
 
 /// Calls `f` with start and contents of every chunk of `data`, from `threads` threads, each chunk once.
-pub(super) fn for_each_chunk(data: &mut [f32], length: usize, threads: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+pub(super) fn for_each_chunk(
+    data: &mut [f32],
+    length: usize,
+    threads: usize,
+    f: &(dyn Fn(usize, &mut [f32]) + Sync),
+) {
     let chunks = Mutex::new(data.chunks_mut(length).enumerate());
     let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
     let run = || {
@@ -125,8 +137,11 @@ mod tests {
                 assert_eq!((out[0], out[1], out[rows + 2]), (0.0, 0.0, 0.0), "columns beside the product");
                 for n in 0..rows {
                     let pairs = x[t * k..][..k].iter().zip(&w[n * k..]);
-                    let exact: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                    assert!((f64::from(out[n + 2]) - exact).abs() < 1e-4, "{tokens}x{rows}x{k}");
+                    let products: Vec<f64> = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).collect();
+                    let exact: f64 = products.iter().sum();
+                    let size: f64 = products.iter().map(|product| product.abs()).sum();
+                    let error = (f64::from(out[n + 2]) - exact).abs();
+                    assert!(error <= 1e-5 * size, "{tokens}x{rows}x{k}: {error} of {size}");
                 }
             }
         }
