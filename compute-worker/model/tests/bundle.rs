@@ -1,4 +1,5 @@
 //! Bundles from end to end: pack, open, read back, and every way to break one.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as the tests do")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +8,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rookery_kernels::{Weights, tiles};
-use rookery_model::bundle::{Bundle, BundleError, LinearWeights, NoProgress, Precision, Progress, Segment};
+use rookery_model::bundle::{
+    Bundle, BundleError, Digest, LinearWeights, NoProgress, Precision, Progress, Segment, TensorEntry,
+};
 use rookery_model::config::ModelConfig;
 use rookery_model::names::{LayerTensor, TensorName};
 use rookery_model::pack::{ExistingTarget, PackError, PackOptions, Recipe, pack};
@@ -212,6 +215,14 @@ fn info_adds_up() {
     let info = Bundle::inspect(&path).unwrap();
     let on_disk: u64 = files(&path.join("blobs")).values().map(|bytes| bytes.len() as u64).sum();
     assert_eq!(info.total_bytes, on_disk);
+    let contents = info.contents();
+    assert_eq!(contents.iter().map(|blob| blob.size).sum::<u64>(), on_disk);
+    for blob in &contents {
+        assert_eq!(Digest::of(&fs::read(path.join(blob.path())).unwrap()), blob.digest, "{}", blob.title);
+    }
+    let headers_and_padding =
+        info.weight_bytes - info.config.tensors.iter().map(TensorEntry::bytes).sum::<u64>();
+    assert_eq!(headers_and_padding % 4096, 0, "all blobs together are data and whole pages of header");
     assert_eq!(info.config.parameters, small_config().parameters());
     assert_eq!(info.config.source, "random weights of a test");
     assert!(info.bits_per_weight > 8.0, "{}", info.bits_per_weight);
@@ -244,7 +255,7 @@ fn segments_of_mixed_precision_are_read() {
 }
 
 /// Renames a matrix's tensors in a safetensors file to those of two segments, the first of which has `rows` rows.
-fn split_segment(bytes: &mut Vec<u8>, name: &str, rows: usize) {
+fn split_segment(bytes: &mut [u8], name: &str, rows: usize) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let object = header.as_object_mut().unwrap();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::error::BundleError;
-use super::layout::Part;
+use super::layout::{Part, stored_tensors};
 use super::oci::parse_json;
 use crate::config::ModelConfig;
 use crate::names::TensorName;
@@ -171,6 +171,16 @@ impl BundleConfig {
 }
 
 impl TensorEntry {
+    /// Bytes that the tensor takes in its blob: tiles with padding, scales, row sums, multipliers, or f32 values.
+    pub fn bytes(&self) -> u64 {
+        stored_tensors(self).iter().map(|stored| stored.bytes as u64).sum()
+    }
+
+    /// Bits stored for each weight, everything counted.
+    pub fn bits_per_weight(&self) -> f64 {
+        self.bytes() as f64 * 8.0 / (self.rows * self.cols) as f64
+    }
+
     fn check(&self, (rows, cols): (usize, usize)) -> Result<(), String> {
         if (self.rows, self.cols) != (rows, cols) {
             return Err(format!("shape [{}, {}] instead of [{rows}, {cols}]", self.rows, self.cols));

@@ -1,11 +1,13 @@
 //! What can be said of a bundle without its weights.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::config::BundleConfig;
 use super::digest::Digest;
+use super::oci::MANIFEST_TYPE;
 
 /// A bundle's identity, config and blobs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,6 +26,23 @@ pub struct BundleInfo {
     pub weight_bytes: u64,
     /// Bits stored per parameter, everything in the weight blobs counted.
     pub bits_per_weight: f64,
+}
+
+impl BundleInfo {
+    /// Every content of the bundle once, in the order a registry takes them: what the manifest names, then the
+    /// manifest. [`BlobInfo::path`] says where each lies.
+    pub fn contents(&self) -> Vec<BlobInfo> {
+        let mut seen = BTreeSet::new();
+        let mut contents: Vec<_> =
+            self.blobs.iter().filter(|blob| seen.insert(&blob.digest)).cloned().collect();
+        contents.push(BlobInfo {
+            title: "manifest.json".to_owned(),
+            media_type: MANIFEST_TYPE.to_owned(),
+            digest: self.digest.clone(),
+            size: self.manifest_size,
+        });
+        contents
+    }
 }
 
 /// One blob of a bundle.
