@@ -2,8 +2,9 @@
 //! kind. `tests/fixtures/llama_cpp` has the expectations and the scripts that made them.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
-use rookery_model::chat::ChatMessage;
+use rookery_model::chat::{ChatError, ChatMessage};
 use rookery_model::source;
 use rookery_model::tokenizer::{
     GgufVocab, Tokenizer, TokenizerConfig, TokenizerError, gguf_to_tokenizer_json,
@@ -240,4 +241,71 @@ fn a_wrong_json_is_refused() {
     let prefix =
         r#"{"model": {"type": "BPE", "continuing_subword_prefix": "aaa", "vocab": {"a": 0}, "merges": []}}"#;
     assert!(matches!(new(prefix), TokenizerError::UnsupportedFeature(_)));
+}
+
+#[derive(Deserialize)]
+struct ChatCase {
+    template: String,
+    chat: String,
+    messages: Vec<ChatMessage>,
+    rendered: Option<String>,
+    refused: Option<String>,
+}
+
+fn with_template(template: &str) -> Tokenizer {
+    build(GgufVocab { chat_template: Some(template.to_owned()), ..spm_vocab() })
+}
+
+#[test]
+fn chats_are_rendered_as_python_renders_them() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_770_091_506);
+    let cases: Vec<ChatCase> = json("chat.json");
+    assert!(cases.len() >= 40);
+    for case in cases {
+        let template = std::fs::read_to_string(fixtures().join("llama_cpp/chat").join(&case.template)).unwrap();
+        let found = with_template(&template).render_chat_at(&case.messages, now);
+        match (case.rendered, case.refused) {
+            (Some(rendered), None) => assert_eq!(found.unwrap(), rendered, "{} {}", case.template, case.chat),
+            (None, Some(refused)) => assert!(
+                matches!(&found, Err(ChatError::Refused(message)) if *message == refused),
+                "{} {}: {found:?}",
+                case.template,
+                case.chat
+            ),
+            _ => panic!("{} {}: neither rendered nor refused", case.template, case.chat),
+        }
+    }
+}
+
+#[test]
+fn a_chat_without_template_says_what_to_do() {
+    let error = build(spm_vocab()).render_chat(&[message("user", "Hi")]).unwrap_err();
+    assert_eq!(error.to_string(), "the model has no chat template; send text instead of messages");
+    assert!(matches!(with_template("x").render_chat(&[]), Err(ChatError::NoMessages)));
+}
+
+#[test]
+fn a_hostile_template_is_stopped() {
+    let hostile = [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+        "{{ 'x' * 99999999 }}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    ];
+    for template in hostile {
+        let error = with_template(template).render_chat(&[message("user", "Hi")]).unwrap_err();
+        assert!(matches!(error, ChatError::OutOfFuel | ChatError::Template(_)), "{template}: {error}");
+    }
+    let broken = with_template("{% if %}").render_chat(&[message("user", "Hi")]).unwrap_err();
+    assert!(matches!(broken, ChatError::Template(_)), "{broken}");
+}
+
+#[test]
+fn long_chats_are_rendered() {
+    let template = std::fs::read_to_string(fixtures().join("llama_cpp/chat/thinking.jinja")).unwrap();
+    let tokenizer = with_template(&template);
+    let long = "word ".repeat(200_000);
+    let messages: Vec<ChatMessage> =
+        (0..400).map(|i| message(["user", "assistant"][i % 2], if i == 7 { &long } else { "short" })).collect();
+    assert!(tokenizer.render_chat(&messages).unwrap().len() > 1_000_000);
 }
