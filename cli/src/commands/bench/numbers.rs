@@ -28,6 +28,12 @@ impl Prompts {
     }
 }
 
+/// `count` times, evenly spread up to `now` since `previous`.
+pub(super) fn spread(previous: Instant, now: Instant, count: usize) -> impl Iterator<Item = Instant> {
+    let step = (now - previous) / count.max(1) as u32;
+    (1..=count as u32).map(move |token| if token == count as u32 { now } else { previous + step * token })
+}
+
 /// Milliseconds between two tokens of the same stream, all streams together.
 pub(super) fn gaps_ms(streams: &[Vec<Instant>]) -> Vec<f64> {
     let gaps = streams.iter().flat_map(|times| times.windows(2));

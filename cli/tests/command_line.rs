@@ -1,0 +1,120 @@
+//! Exit codes, help and configuration of the real program.
+
+use support::{fixture, rookery, run, tiny_bundle};
+
+mod support;
+
+#[test]
+fn every_command_teaches_itself() {
+    let (code, help, _) = run(rookery().arg("--help"));
+    assert_eq!(code, Some(0));
+    let commands =
+        ["demo", "up", "pull", "pack", "inspect", "generate", "models", "bench", "worker", "control-plane"];
+    for command in commands {
+        assert!(help.contains(command), "{command} is not in the help");
+        let (code, own, _) = run(rookery().args([command, "--help"]));
+        assert_eq!(code, Some(0), "{command}");
+        assert!(own.contains("Usage:"), "{command}: {own}");
+        assert!(own.contains("Examples:") || command == "models", "{command} gives no examples");
+    }
+}
+
+#[test]
+fn exit_codes_tell_usage_configuration_and_failure_apart() {
+    let code = |arguments: &[&str]| run(rookery().args(arguments));
+    assert_eq!(code(&["--version"]).0, Some(0));
+    assert_eq!(code(&["no-such-command"]).0, Some(2));
+    assert_eq!(code(&["pack"]).0, Some(2));
+    assert_eq!(code(&["pull", "gopher://x"]).0, Some(2));
+    assert_eq!(code(&["generate", "x", "--logit-bias", "nonsense"]).0, Some(2));
+    let (exit, _, error) = code(&["inspect", "/no/such/bundle"]);
+    assert_eq!(exit, Some(1));
+    assert!(error.starts_with("error: could not inspect /no/such/bundle\n  cause: "), "{error}");
+    let (exit, _, error) = code(&["worker"]);
+    assert_eq!(exit, Some(64), "{error}");
+    assert!(error.contains("bundles"), "{error}");
+    let (exit, _, error) = code(&["models", "list", "--endpoint", "127.0.0.1:1"]);
+    assert_eq!(exit, Some(1));
+    assert!(error.contains("nobody answers") && error.contains("hint:"), "{error}");
+}
+
+#[test]
+fn unknown_settings_are_named_wherever_they_come_from() {
+    let (code, _, error) = run(rookery().args(["models", "list"]).env("ROOKERY_WORKER__LISTN", "x"));
+    assert_eq!(code, Some(64));
+    assert!(error.contains("ROOKERY_WORKER__LISTN"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rookery.toml");
+    std::fs::write(&file, "[worker.engine]\nthreds = 2\n").unwrap();
+    let (code, _, error) = run(rookery().arg("--dump-config").arg("--config").arg(&file));
+    assert_eq!(code, Some(64));
+    assert!(error.contains("threds") && error.contains("rookery.toml"), "{error}");
+    let (code, _, error) = run(rookery().args(["--dump-config", "--config", "/no/such/file"]));
+    assert_eq!(code, Some(64));
+    assert!(error.contains("/no/such/file"), "{error}");
+    let (code, _, error) = run(rookery().args(["models", "list", "--log-filter", "rookery=nonsense"]));
+    assert_eq!(code, Some(64));
+    assert!(error.contains("log filter"), "{error}");
+}
+
+#[test]
+fn flags_win_over_variables_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rookery.toml");
+    let text =
+        "[worker]\nlisten = \"127.0.0.1:1001\"\ngateway-id = \"file\"\n[worker.engine]\nmax-batch = 3\n";
+    std::fs::write(&file, text).unwrap();
+    let (code, dump, error) = run(rookery()
+        .args(["worker", "--listen", "127.0.0.1:1003", "--dump-config", "--config"])
+        .arg(&file)
+        .env("ROOKERY_WORKER__LISTEN", "127.0.0.1:1002")
+        .env("ROOKERY_WORKER__GATEWAY_ID", "variable")
+        .env("ROOKERY_CONTROL_PLANE__LINK__HEARTBEAT_INTERVAL", "2s"));
+    assert_eq!(code, Some(0), "{error}");
+    let dump: toml::Table = dump.parse().unwrap();
+    let worker = &dump["worker"];
+    assert_eq!(worker["listen"].as_str(), Some("127.0.0.1:1003"));
+    assert_eq!(worker["gateway-id"].as_str(), Some("variable"));
+    assert_eq!(worker["engine"]["max-batch"].as_integer(), Some(3));
+    assert_eq!(dump["control-plane"]["link"]["heartbeat-interval"].as_str(), Some("2s"));
+}
+
+#[test]
+fn the_configuration_page_names_every_setting() {
+    let page = include_str!("../../docs/config.md");
+    let (_, dump, _) = run(rookery().arg("--dump-config"));
+    let dump: toml::Table = dump.parse().unwrap();
+    let mut missing = Vec::new();
+    fn walk(path: &str, table: &toml::Table, page: &str, missing: &mut Vec<String>) {
+        for (key, value) in table {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            match value {
+                toml::Value::Table(inner) => walk(&path, inner, page, missing),
+                _ if page.contains(&format!("`{path}`")) => {}
+                _ => missing.push(path),
+            }
+        }
+    }
+    walk("", &dump, page, &mut missing);
+    assert!(missing.is_empty(), "docs/config.md lacks {missing:?}");
+}
+
+#[test]
+fn packing_and_inspecting_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    let (code, json, error) = run(rookery().arg("inspect").arg(&bundle).arg("--json"));
+    assert_eq!(code, Some(0), "{error}");
+    let info: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(info["config"]["name"], "tiny");
+    assert_eq!(info["config"]["recipe"], "w8");
+    let digest = info["digest"].as_str().unwrap();
+    let (_, table, _) = run(rookery().arg("inspect").arg(&bundle).arg("--tensors"));
+    assert!(table.contains(digest) && table.contains("token_embd.weight"), "{table}");
+    let (code, table, error) = run(rookery().arg("inspect").arg(fixture("qwen2.gguf")));
+    assert_eq!(code, Some(0), "{error}");
+    assert!(table.contains("general.architecture"), "{table}");
+    let (code, _, error) = run(rookery().arg("pack").arg(fixture("qwen2.gguf")).arg("--output").arg(&bundle));
+    assert_eq!(code, Some(1), "an existing bundle stays");
+    assert!(error.contains("--replace"), "{error}");
+}
