@@ -1,8 +1,8 @@
 //! Shape and numeric parameters of a decoder, the same for every file format and every architecture served.
 //!
-//! A [`ModelConfig`] is what import hands to everything after it. All three architectures are one decoder (RMS norm,
-//! half-split rotary embedding, grouped-query attention, SwiGLU); the booleans say which extras a model has, so nothing
-//! behind import matches on [`Architecture`].
+//! A [`ModelConfig`] is what import hands to everything after it. All three architectures are one decoder
+//! (RMS norm, half-split rotary embedding, grouped-query attention, SwiGLU); the booleans say which extras a
+//! model has, so nothing behind import matches on [`Architecture`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,8 @@ use crate::names::{LayerTensor, TensorName};
 /// Longest dot product whose int8×int8 sum is certain to fit int32: `⌊(2³¹ − 1) / 127²⌋`.
 pub const MAX_DOT_LENGTH: usize = 133_144;
 
-/// Bound on vocabulary, context and layer counts; far past any real model, small enough that no product overflows.
+/// Bound on vocabulary, context and layer counts; far past any real model, small enough that no product
+/// overflows.
 const MAX_COUNT: usize = 1 << 28;
 
 /// Architecture families that import understands.
@@ -268,5 +269,66 @@ impl ModelConfig {
             | LayerTensor::FfnUp
             | LayerTensor::FfnDown => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Qwen3,
+            hidden: 96,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            ffn: 208,
+            vocab: 512,
+            context: 512,
+            rms_eps: 1e-6,
+            rope_theta: 1e6,
+            rope_position_scale: 1.0,
+            rope_factors: None,
+            tied_head: true,
+            qkv_bias: false,
+            qk_norm: true,
+        }
+    }
+
+    #[test]
+    fn names_follow_the_flags() {
+        let tied = config();
+        assert_eq!(tied.tensor_names().len(), 2 + 2 * 11);
+        let untied = ModelConfig { tied_head: false, qkv_bias: true, qk_norm: false, ..config() };
+        assert_eq!(untied.tensor_names().len(), 3 + 2 * 12);
+        assert_eq!(tied.shape(TensorName::Layer(1, LayerTensor::AttnOutput)), (96, 128));
+        assert_eq!(tied.shape(TensorName::Layer(0, LayerTensor::AttnKNorm)), (1, 32));
+        let block = 128 * 96 + 2 * 64 * 96 + 96 * 128 + 3 * 208 * 96 + 2 * 96 + 2 * 32;
+        assert_eq!(tied.parameters(), 512 * 96 + 2 * block + 96);
+    }
+
+    #[test]
+    fn a_configuration_survives_json() {
+        let config = ModelConfig { rope_factors: Some(vec![1.0 / 3.0; 16]), ..config() };
+        config.validate().unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), config);
+        assert!(json.contains(r#""architecture":"qwen3""#));
+    }
+
+    #[test]
+    fn rules_are_checked() {
+        let refused = |config: ModelConfig| config.validate().unwrap_err().to_string();
+        assert_eq!(refused(ModelConfig { ffn: 0, ..config() }), "ffn is 0, outside 1..=133144");
+        assert_eq!(refused(ModelConfig { head_dim: 40, ..config() }), "head size 40 is not a multiple of 16");
+        assert!(refused(ModelConfig { heads: 5, ..config() }).contains("5 attention heads"));
+        assert!(refused(ModelConfig { head_dim: 4096, heads: 64, ..config() }).contains("heads * head_dim"));
+        assert!(refused(ModelConfig { rms_eps: 0.0, ..config() }).contains("rms_eps is 0"));
+        assert!(
+            refused(ModelConfig { rope_factors: Some(vec![1.0; 3]), ..config() }).contains("expected 16")
+        );
+        assert!(refused(ModelConfig { rope_factors: Some(vec![f32::NAN; 16]), ..config() }).contains("NaN"));
     }
 }

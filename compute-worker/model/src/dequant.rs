@@ -1,8 +1,8 @@
 //! Storage types of weights at rest, and how a row of each becomes f32.
 //!
-//! Quantised rows are sequences of equal blocks. Each decoder follows the block's definition operation by operation (one f32
-//! rounding per multiplication and per addition, nothing fused), so the numbers are the format's numbers to the
-//! last bit.
+//! Quantised rows are sequences of equal blocks. Each decoder follows the block's definition operation by
+//! operation (one f32 rounding per multiplication and per addition, nothing fused), so the numbers are the
+//! format's numbers to the last bit.
 //!
 //! | type | values | bytes | value |
 //! |---|---|---|---|
@@ -120,7 +120,8 @@ impl StorageType {
     /// Bad scales come out as infinities or NaN; callers look for them.
     ///
     /// # Panics
-    /// If `out` does not consist of whole blocks or `bytes` is not exactly their size: callers derive both from one shape.
+    /// If `out` does not consist of whole blocks or `bytes` is not exactly their size: callers derive both
+    /// from one shape.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             StorageType::F32 => {

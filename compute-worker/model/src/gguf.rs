@@ -1,8 +1,9 @@
 //! Import of GGUF v3 files.
 //!
-//! [`GgufFile`] is the container (`gguf/file.rs`: header, tensor table, rows; `gguf/value.rs`: metadata), [`GgufModel`] the
-//! decoder in it (`gguf/config.rs`: shape; `gguf/vocab.rs`: tokenizer). Opening reads the header only; weights are read, decoded and
-//! checked when asked for, so that memory is bounded by the request and not by the file.
+//! [`GgufFile`] is the container (`gguf/file.rs`: header, tensor table, rows; `gguf/value.rs`: metadata),
+//! [`GgufModel`] the decoder in it (`gguf/config.rs`: shape; `gguf/vocab.rs`: tokenizer). Opening reads the
+//! header only; weights are read, decoded and checked when asked for, so that memory is bounded by the
+//! request and not by the file.
 
 mod config;
 mod file;

@@ -1,7 +1,7 @@
 //! Import of Hugging Face model folders: `config.json`, safetensors (one file or shards), `tokenizer.json`.
 //!
-//! Only the files read here matter to the result, and only they enter the digest. Opening reads JSON and headers; weights
-//! are read and checked when asked for.
+//! Only the files read here matter to the result, and only they enter the digest. Opening reads JSON and
+//! headers; weights are read and checked when asked for.
 
 mod config;
 mod json;

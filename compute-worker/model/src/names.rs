@@ -1,4 +1,5 @@
-//! One name for each weight of a decoder; `Display` and `FromStr` use GGUF's spelling, e.g. `blk.3.attn_q.bias`.
+//! One name for each weight of a decoder; `Display` and `FromStr` use GGUF's spelling, e.g.
+//! `blk.3.attn_q.bias`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -114,7 +115,8 @@ impl LayerTensor {
 }
 
 impl TensorName {
-    /// Whether this is a matrix that quantised kernels multiply by (the embedding counts: a tied head is one).
+    /// Whether this is a matrix that quantised kernels multiply by (the embedding counts: a tied head is
+    /// one).
     pub fn is_linear(self) -> bool {
         match self {
             TensorName::TokenEmbedding | TensorName::Output => true,

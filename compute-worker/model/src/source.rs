@@ -14,13 +14,14 @@ use crate::hf::HfModel;
 use crate::names::TensorName;
 use crate::tokenizer::{TokenizerConfig, TokenizerError};
 
-/// A model read from someone else's file format. Everything behind this trait is alike for all formats: tensor names,
-/// row order, half-split rotary embedding.
+/// A model read from someone else's file format. Everything behind this trait is alike for all formats:
+/// tensor names, row order, half-split rotary embedding.
 pub trait ModelSource: Sync {
     /// Shape of the model; validated.
     fn config(&self) -> &ModelConfig;
 
-    /// Rows `rows` of a tensor as f32, row-major; a vector is one row. Bounds memory while packing large models.
+    /// Rows `rows` of a tensor as f32, row-major; a vector is one row. Bounds memory while packing large
+    /// models.
     ///
     /// # Errors
     /// Names the tensor: missing, unreadable, or holding values that are not finite.
@@ -67,7 +68,8 @@ pub fn open(path: &Path) -> Result<Box<dyn ModelSource>, ImportError> {
     if metadata.is_dir() { Ok(Box::new(HfModel::open(path)?)) } else { Ok(Box::new(GgufModel::open(path)?)) }
 }
 
-/// Why a model could not be imported. Messages name the file part at fault: header, metadata key, tensor or JSON field.
+/// Why a model could not be imported. Messages name the file part at fault: header, metadata key, tensor or
+/// JSON field.
 #[derive(Debug, Error)]
 pub enum ImportError {
     /// A file could not be opened or read.

@@ -4,8 +4,9 @@ use super::half;
 
 /// Eight 6-bit scales and eight 6-bit minimums from 12 bytes.
 ///
-/// The first four of each lie in the low six bits of bytes 0–3 and 4–7. Of the other four, the low four bits are the nibbles of
-/// bytes 8–11 (scale low, minimum high) and the top two bits are those left over in bytes 0–3 and 4–7.
+/// The first four of each lie in the low six bits of bytes 0–3 and 4–7. Of the other four, the low four bits
+/// are the nibbles of bytes 8–11 (scale low, minimum high) and the top two bits are those left over in bytes
+/// 0–3 and 4–7.
 fn scales_and_minimums(packed: &[u8]) -> [(f32, f32); 8] {
     let mut pairs = [(0.0, 0.0); 8];
     for i in 0..4 {
@@ -45,8 +46,9 @@ fn k_with_minimum(head: &[u8], packed: &[u8], high: impl Fn(usize, usize) -> u8,
 
 /// Two halves of 128 values, each of four runs of 32.
 ///
-/// Run `r` of a half takes its low four bits from 32 of the half's 64 nibble bytes (runs 0 and 1 the low nibbles, 2 and 3 the high) and its
-/// high two from bits `2r` and `2r + 1` of the half's 32 pair bytes. Every 16 values have a scale.
+/// Run `r` of a half takes its low four bits from 32 of the half's 64 nibble bytes (runs 0 and 1 the low
+/// nibbles, 2 and 3 the high) and its high two from bits `2r` and `2r + 1` of the half's 32 pair bytes. Every
+/// 16 values have a scale.
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let scale = half(&block[208..]);
     let scales = &block[192..208];

@@ -1,4 +1,5 @@
-//! GGUF metadata and tensor table to [`ModelConfig`], and refusal of everything that one decoder shape cannot express.
+//! GGUF metadata and tensor table to [`ModelConfig`], and refusal of everything that one decoder shape cannot
+//! express.
 
 use std::collections::HashSet;
 

@@ -1,6 +1,7 @@
 //! A GGUF file without regard to what model it holds: header, metadata, tensor table, rows of tensors.
 //!
-//! Version 3, little-endian: magic, version, two counts, metadata, tensor infos, padding to the alignment, data.
+//! Version 3, little-endian: magic, version, two counts, metadata, tensor infos, padding to the alignment,
+//! data.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,8 +20,8 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_DIMENSIONS: u64 = 4;
 const PLACE: &str = "gguf header";
 
-/// An open GGUF file whose tensor table has been checked: each tensor lies inside the file, is aligned, overlaps no
-/// other and has a shape that fits its bytes. Values are checked as they are read.
+/// An open GGUF file whose tensor table has been checked: each tensor lies inside the file, is aligned,
+/// overlaps no other and has a shape that fits its bytes. Values are checked as they are read.
 #[derive(Debug)]
 pub struct GgufFile {
     bytes: Bytes,
@@ -66,7 +67,8 @@ impl GgufFile {
     fn read(bytes: Bytes) -> Result<Self, ImportError> {
         let mut reader = Reader::new(&bytes);
         check_magic_and_version(&mut reader)?;
-        // A tensor info takes at least an empty name, one dimension, type and offset; a key an empty name and one byte.
+        // A tensor info takes at least an empty name, one dimension, type and offset; a key an empty name and
+        // one byte.
         let tensor_count = reader.count(8 + 4 + 8 + 4 + 8, "gguf header, tensor count")?;
         let key_count = reader.count(8 + 4 + 1, "gguf header, metadata count")?;
         let metadata = read_metadata(&mut reader, key_count)?;

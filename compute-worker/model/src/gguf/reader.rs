@@ -1,4 +1,5 @@
-//! Numbers and strings of a GGUF header, in order. Nothing is allocated for a length that the file cannot hold.
+//! Numbers and strings of a GGUF header, in order. Nothing is allocated for a length that the file cannot
+//! hold.
 
 use crate::source::ImportError;
 use crate::source::bytes::Bytes;
@@ -6,8 +7,8 @@ use crate::source::bytes::Bytes;
 /// Bytes fetched at once; headers are megabytes of short strings.
 const WINDOW: usize = 1 << 16;
 
-/// Where a header must end. The largest vocabularies take 15 MB; the bound is on the memory that hostile arrays of
-/// small numbers cost once widened.
+/// Where a header must end. The largest vocabularies take 15 MB; the bound is on the memory that hostile
+/// arrays of small numbers cost once widened.
 const HEADER_LIMIT: u64 = 1 << 27;
 
 /// A position in the header.

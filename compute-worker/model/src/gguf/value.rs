@@ -261,16 +261,14 @@ impl Metadata {
     }
 
     pub(super) fn strings(&self, key: &str) -> Result<Option<&[String]>, ImportError> {
-        self.typed(key, "an array of strings", |value| match value {
-            Value::Array(Array::String(texts)) => Some(texts.as_slice()),
-            _ => None,
+        self.typed(key, "an array of strings", |value| {
+            if let Value::Array(Array::String(texts)) = value { Some(texts.as_slice()) } else { None }
         })
     }
 
     pub(super) fn floats(&self, key: &str) -> Result<Option<&[f64]>, ImportError> {
-        self.typed(key, "an array of real numbers", |value| match value {
-            Value::Array(Array::Float(numbers)) => Some(numbers.as_slice()),
-            _ => None,
+        self.typed(key, "an array of real numbers", |value| {
+            if let Value::Array(Array::Float(numbers)) = value { Some(numbers.as_slice()) } else { None }
         })
     }
 
@@ -281,7 +279,12 @@ impl Metadata {
             Value::Array(Array::Unsigned(numbers)) => {
                 numbers.iter().map(|&n| i32::try_from(n).ok()).collect()
             }
-            _ => None,
+            Value::Unsigned(_)
+            | Value::Signed(_)
+            | Value::Float(_)
+            | Value::Bool(_)
+            | Value::String(_)
+            | Value::Array(_) => None,
         })
     }
 

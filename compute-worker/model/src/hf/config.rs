@@ -160,9 +160,9 @@ impl Rope {
 
 /// What Llama 3.1 scaling divides each inverse frequency by, `[head_dim / 2]`.
 ///
-/// With `turns` a wavelength's number of rotations over the original context: at least `high_freq_factor` turns leave the
-/// frequency alone, at most `low_freq_factor` divide it by `factor`, and between them the two frequencies are mixed linearly in
-/// `turns`.
+/// With `turns` a wavelength's number of rotations over the original context: at least `high_freq_factor`
+/// turns leave the frequency alone, at most `low_freq_factor` divide it by `factor`, and between them the two
+/// frequencies are mixed linearly in `turns`.
 fn llama3_factors(
     json: &Object,
     scaling: &Object,

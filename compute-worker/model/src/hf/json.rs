@@ -79,9 +79,9 @@ impl Object {
     /// One token id or a list of them.
     pub(super) fn token_ids(&self, field: &str) -> Result<Vec<u32>, ImportError> {
         let id = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
-        let ids = self.typed(field, "a token id or an array of them", |value| match value {
-            Value::Array(values) => values.iter().map(id).collect::<Option<Vec<u32>>>(),
-            _ => id(value).map(|id| vec![id]),
+        let ids = self.typed(field, "a token id or an array of them", |value| match value.as_array() {
+            Some(values) => values.iter().map(id).collect::<Option<Vec<u32>>>(),
+            None => id(value).map(|id| vec![id]),
         })?;
         Ok(ids.unwrap_or_default())
     }

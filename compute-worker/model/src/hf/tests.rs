@@ -113,7 +113,8 @@ fn rope_is_read_in_the_old_and_the_new_style() {
 
 #[test]
 fn llama3_scaling_gives_the_published_factors() {
-    // Llama 3.1: head size 128, theta 500000. The ends are the definition; the middle is its formula, computed elsewhere.
+    // Llama 3.1: head size 128, theta 500000. The ends are the definition; the middle is its formula,
+    // computed elsewhere.
     let scaled = config(json!({
         "head_dim": 128, "rope_theta": 500_000.0,
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -1,4 +1,5 @@
-//! `tokenizer.json` and the files beside it that say how prompts begin, how answers end and how chats are written.
+//! `tokenizer.json` and the files beside it, which say how prompts begin, how answers end and how chats are
+//! written.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Bytes of a source file, read at offsets.
 //!
-//! Source files are read, never mapped: they lie wherever their owner keeps them and may be cut short or rewritten while they
-//! are packed. A read then fails with an error; a map would end the process.
+//! Source files are read, never mapped: they lie wherever their owner keeps them and may be cut short or
+//! rewritten while they are packed. A read then fails with an error; a map would end the process.
 
 use std::fs::File;
 use std::io;

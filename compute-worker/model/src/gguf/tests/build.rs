@@ -103,22 +103,17 @@ impl Builder {
 
     /// Adds a tensor of small values.
     pub(super) fn push(&mut self, name: &str, dims: &[u64], storage: StorageType) {
-        let kind = match storage {
-            StorageType::F32 => 0,
-            StorageType::Q8_0 => 8,
-            StorageType::Q4_K => 12,
-            _ => panic!("{storage:?} is not written here"),
-        };
+        let kind = if storage == StorageType::F32 { 0 } else { 8 };
+        assert_eq!(StorageType::from_gguf(kind), Some(storage), "not written here");
         let blocks = dims.iter().product::<u64>() as usize / storage.block_values();
         let mut data = Vec::new();
         for block in 0..blocks {
-            match storage {
-                StorageType::F32 => data.extend_from_slice(&(block as f32).to_le_bytes()),
+            if storage == StorageType::F32 {
+                data.extend_from_slice(&(block as f32).to_le_bytes());
+            } else {
                 // Scale 2⁻⁸, then values that tell rows and columns apart.
-                _ => {
-                    data.extend_from_slice(&0x1C00_u16.to_le_bytes());
-                    data.extend((2..storage.block_bytes()).map(|i| (block * 7 + i) as u8));
-                }
+                data.extend_from_slice(&0x1C00_u16.to_le_bytes());
+                data.extend((2..storage.block_bytes()).map(|i| (block * 7 + i) as u8));
             }
         }
         self.tensors.push(TensorSpec {

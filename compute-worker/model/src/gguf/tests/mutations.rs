@@ -67,11 +67,19 @@ fn read_all(bytes: &[u8]) {
     drop(read_whole(bytes.to_vec()));
 }
 
+fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
+    prop::collection::vec(mutation(Builder::model().build().len()), 1..6)
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
-    fn a_damaged_file_never_panics(mutations in prop::collection::vec(mutation(Builder::model().build().len()), 1..6)) {
+    fn a_damaged_file_never_panics(mutations in mutations()) {
         let mut bytes = Builder::model().build();
         for mutation in &mutations {
             apply(&mut bytes, mutation);
