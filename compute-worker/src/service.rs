@@ -19,7 +19,7 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 use futures_util::Stream;
 use rookery_proto::{
     deadline, semconv,
-    server::{Gate, Tasks},
+    server::{Admission, Gate, Tasks},
     status::{self, Reason},
     trace_context, v1,
     validate::{self, Input},
@@ -33,7 +33,7 @@ pub(crate) use metrics::Metrics;
 pub(crate) use models::Models;
 use prompt::Prompts;
 
-use crate::engine;
+use crate::engine::{self, EngineHandle};
 
 /// The inference service of one worker. Clones share everything.
 #[derive(Clone)]
@@ -72,7 +72,6 @@ impl v1::inference_service_server::InferenceService for Inference {
             Ok(stream) => Ok(Response::new(stream)),
             Err(status) => {
                 record_failure(&span, &status);
-                self.shared.metrics.refused(&status);
                 Err(status)
             }
         }
@@ -101,6 +100,15 @@ impl v1::inference_service_server::InferenceService for Inference {
     }
 }
 
+/// A request that is ready for its engine.
+struct Prepared<'a> {
+    engine: &'a EngineHandle,
+    request: engine::Request,
+    /// Where the prompt came from.
+    field: &'static str,
+    admission: Admission,
+}
+
 impl Shared {
     async fn generate(
         &self,
@@ -109,6 +117,38 @@ impl Shared {
         arrival: Instant,
         span: &Span,
     ) -> Result<ResponseStream, Status> {
+        let prepared = self.prepare(request, request_id, arrival, span).await;
+        // What the engine itself refuses, it counts itself.
+        let Prepared { engine, request, field, admission } = prepared.inspect_err(|s| self.metrics.refused(s))?;
+        let info = engine.info();
+        let started = v1::Started {
+            request_id: request.id.clone(),
+            gateway: self.gateway_id.clone(),
+            model: info.name.clone(),
+            model_digest: info.digest.clone(),
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            seed: request.sampling.seed,
+        };
+        let call = stream::Call {
+            span: span.clone(),
+            arrival,
+            deadline: request.deadline,
+            gate: self.gate.clone(),
+            metrics: self.metrics.clone(),
+            tokenizer: Arc::clone(engine.tokenizer()),
+        };
+        let generation = engine.submit(request).map_err(|error| errors::submit(field, error))?;
+        Ok(Box::pin(stream::events(generation, started, call, admission)))
+    }
+
+    async fn prepare(
+        &self,
+        request: Request<v1::GenerateRequest>,
+        id: String,
+        arrival: Instant,
+        span: &Span,
+    ) -> Result<Prepared<'_>, Status> {
         let deadline = deadline::from_metadata(request.metadata(), arrival)?;
         let request = validate::Generate::try_from(request.into_inner())?;
         describe_request(span, &request);
@@ -116,43 +156,24 @@ impl Shared {
         let engine = self.models.find(&request.model)?;
         let info = engine.info();
         request.check_vocabulary(info.vocabulary)?;
-        let field = request.input.field();
-        let prompt = self.prompts.tokens(engine.tokenizer(), request.input, deadline).await?;
         let seed = request.sampling.seed.unwrap_or_else(draw_seed);
         span.set_attribute(semconv::attribute::RESPONSE_MODEL, info.name.clone());
         span.set_attribute(semconv::attribute::MODEL_DIGEST, info.digest.clone());
         // Attributes are integers of 64 bits with a sign; half of all seeds do not fit, so it is text.
         span.set_attribute(semconv::attribute::REQUEST_SEED, seed.to_string());
-        let generation = engine
-            .submit(engine::Request {
-                id: request_id.clone(),
-                prompt,
-                sampling: convert::sampling(request.sampling, seed),
-                stop: convert::stop(request.stop),
-                logprobs: request.logprobs,
-                priority: request.priority,
-                deadline,
-                span: span.clone(),
-            })
-            .map_err(|error| errors::submit(field, error))?;
-        let started = v1::Started {
-            request_id,
-            gateway: self.gateway_id.clone(),
-            model: info.name.clone(),
-            model_digest: info.digest.clone(),
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            seed,
-        };
-        let call = stream::Call {
-            span: span.clone(),
-            arrival,
+        let field = request.input.field();
+        let prompt = self.prompts.tokens(engine.tokenizer(), request.input, deadline).await?;
+        let request = engine::Request {
+            id,
+            prompt,
+            sampling: convert::sampling(request.sampling, seed),
+            stop: convert::stop(request.stop),
+            logprobs: request.logprobs,
+            priority: request.priority,
             deadline,
-            gate: self.gate.clone(),
-            metrics: self.metrics.clone(),
-            tokenizer: Arc::clone(engine.tokenizer()),
+            span: span.clone(),
         };
-        Ok(Box::pin(stream::events(generation, started, call, admission)))
+        Ok(Prepared { engine, request, field, admission })
     }
 }
 

@@ -110,11 +110,22 @@ impl Worker {
         config: ValidWorkerConfig,
         bundles: Vec<Arc<Bundle>>,
     ) -> Result<RunningWorker, WorkerError> {
-        let tasks = Tasks::new();
         let engine_config = config.engine.clone();
         // Reserving the cache and resolving weights touches a lot of memory.
-        let engines = tasks.run_blocking("start engines", move || start_engines(bundles, engine_config)).await;
-        let models = Models::new(engines.ok_or(WorkerError::Panicked)??).map_err(WorkerError::DuplicateModel)?;
+        let start = move || start_engines(bundles, engine_config);
+        let engines = Tasks::new().run_blocking("start engines", start).await;
+        Self::start_with_engines(config, engines.ok_or(WorkerError::Panicked)??).await
+    }
+
+    /// Starts serving engines that run already, whatever they compute on.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub async fn start_with_engines(
+        config: ValidWorkerConfig,
+        engines: Vec<EngineHandle>,
+    ) -> Result<RunningWorker, WorkerError> {
+        let models = Models::new(engines).map_err(WorkerError::DuplicateModel)?;
         let address = config.listen;
         let listen_error = |source| WorkerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
@@ -124,7 +135,7 @@ impl Worker {
             gateway_id: config.gateway_id.clone(),
             drain_timeout: config.drain_timeout,
             gate: Gate::new(config.limits.max_calls.get()),
-            tasks,
+            tasks: Tasks::new(),
             models,
         };
         let (routes, link_routes, health) = worker.routes(&config)?;
@@ -219,13 +230,12 @@ impl RunningWorker {
 
     /// What is served on the worker's own port, and on the link.
     fn routes(&self, config: &ValidWorkerConfig) -> Result<(Routes, Routes, HealthReporter), WorkerError> {
-        let metrics = Metrics::new(self.models.engines());
         let inference = Inference::new(
             self.gateway_id.clone(),
             self.models.clone(),
             self.gate.clone(),
             self.tasks.clone(),
-            metrics,
+            Metrics::new(),
         );
         let most_bytes = config.limits.max_message_bytes.get() as usize;
         let inference = InferenceServiceServer::new(inference).max_decoding_message_size(most_bytes);

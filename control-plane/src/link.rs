@@ -11,7 +11,11 @@
 mod channel;
 mod status;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Shutdown, SocketAddr},
+    time::Duration,
+};
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rookery_proto::{
@@ -60,6 +64,8 @@ impl Connection {
 enum LinkError {
     #[error("the peer did not introduce itself as a gateway within {0:?}")]
     Handshake(Duration),
+    #[error("the socket cannot be used")]
+    Socket(#[source] io::Error),
     #[error("the connection failed")]
     Connection(#[source] hyper::Error),
     #[error("the gateway closed the connection")]
@@ -106,6 +112,10 @@ impl Links {
             .keep_alive_interval(self.config.keepalive_interval)
             .keep_alive_timeout(self.config.keepalive_timeout)
             .keep_alive_while_idle(true);
+        let (socket, _severed_at_the_end) = match SeverOnDrop::new(socket) {
+            Ok(both) => both,
+            Err(error) => return LinkError::Socket(error),
+        };
         let limit = self.config.handshake_timeout;
         let (sender, connection) = match timeout(limit, builder.handshake(TokioIo::new(socket))).await {
             Ok(Ok(ends)) => ends,
@@ -184,6 +194,25 @@ impl Links {
                 Err(error) => return error.into(),
             }
         }
+    }
+}
+
+/// Severs a connection at the end of its session. hyper moves the connection into a task of its own that would wait
+/// for open calls, and these wait for a gateway that may never answer.
+struct SeverOnDrop(std::net::TcpStream);
+
+impl SeverOnDrop {
+    fn new(socket: TcpStream) -> io::Result<(TcpStream, Self)> {
+        let socket = socket.into_std()?;
+        let handle = socket.try_clone()?;
+        Ok((TcpStream::from_std(socket)?, Self(handle)))
+    }
+}
+
+impl Drop for SeverOnDrop {
+    fn drop(&mut self) {
+        // Fails only where the peer has closed the connection already.
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 

@@ -82,8 +82,7 @@ impl Running {
         Ok(v1::GenerateResponse { event: Some(event) })
     }
 
-    fn started(&mut self, prompt_tokens: u32, cached_tokens: u32) -> v1::generate_response::Event {
-        self.call.metrics.first_token(&self.started.model, self.call.arrival.elapsed());
+    fn started(&self, prompt_tokens: u32, cached_tokens: u32) -> v1::generate_response::Event {
         let started = v1::Started { prompt_tokens, cached_tokens, ..self.started.clone() };
         v1::generate_response::Event::Started(started)
     }
@@ -99,7 +98,6 @@ impl Running {
         let reasons = vec![opentelemetry::StringValue::from(short.clone())];
         span.set_attribute(attribute::RESPONSE_FINISH_REASONS, opentelemetry::Value::Array(reasons.into()));
         span.set_attribute(attribute::RPC_GRPC_STATUS_CODE, 0);
-        self.call.metrics.used(&self.started.model, usage, finished.timings.decode);
         self.outcome = Some(short);
         v1::generate_response::Event::Finished(convert::finished(finished))
     }
