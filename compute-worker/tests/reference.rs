@@ -1,4 +1,5 @@
 //! The f32 reference reproduces llama.cpp's logits. `tests/fixtures/llama_cpp/README.md` says what the fixtures hold.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as the tests do")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! Token ids, token bytes and end-of-generation tokens equal llama.cpp's, on a real vocabulary and on small ones of each
 //! kind. `tests/fixtures/llama_cpp` has the expectations and the scripts that made them.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as the tests do")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -262,7 +263,8 @@ fn chats_are_rendered_as_python_renders_them() {
     let cases: Vec<ChatCase> = json("chat.json");
     assert!(cases.len() >= 40);
     for case in cases {
-        let template = std::fs::read_to_string(fixtures().join("llama_cpp/chat").join(&case.template)).unwrap();
+        let template =
+            std::fs::read_to_string(fixtures().join("llama_cpp/chat").join(&case.template)).unwrap();
         let found = with_template(&template).render_chat_at(&case.messages, now);
         match (case.rendered, case.refused) {
             (Some(rendered), None) => assert_eq!(found.unwrap(), rendered, "{} {}", case.template, case.chat),
@@ -305,7 +307,8 @@ fn long_chats_are_rendered() {
     let template = std::fs::read_to_string(fixtures().join("llama_cpp/chat/thinking.jinja")).unwrap();
     let tokenizer = with_template(&template);
     let long = "word ".repeat(200_000);
-    let messages: Vec<ChatMessage> =
-        (0..400).map(|i| message(["user", "assistant"][i % 2], if i == 7 { &long } else { "short" })).collect();
+    let messages: Vec<ChatMessage> = (0..400)
+        .map(|i| message(["user", "assistant"][i % 2], if i == 7 { &long } else { "short" }))
+        .collect();
     assert!(tokenizer.render_chat(&messages).unwrap().len() > 1_000_000);
 }
