@@ -67,12 +67,6 @@ fn assert_tiny_equals_llama_cpp(name: &str) {
     for logits in &found {
         sum.add(&fixture.f32s(vocabulary), logits);
     }
-    println!(
-        "{name}: mean KL {:.3e}, max {:.3e}, same top {}/{positions}",
-        sum.mean(),
-        sum.max,
-        sum.same_top
-    );
     assert!(sum.positions == positions && sum.mean() < LIMIT, "{sum:?}");
 }
 
