@@ -70,12 +70,13 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Locks `<target>.lock`, calling `on_wait` once if another process holds it now.
+    /// Locks the hidden file `.<target>.lock` beside the target, calling `on_wait` once if another process holds it now.
     ///
     /// # Errors
     /// [`CacheError::Io`] with the path of the lock file.
     pub fn acquire(target: &Path, on_wait: impl FnOnce()) -> Result<Lock, CacheError> {
-        let path = with_suffix(target, ".lock");
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let path = target.with_file_name(format!(".{name}.lock"));
         if let Some(folder) = path.parent() {
             make_folder(folder)?;
         }

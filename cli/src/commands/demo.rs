@@ -41,10 +41,7 @@ Examples:
 )]
 pub struct DemoArgs {
     /// What to ask the model.
-    #[arg(
-        long,
-        default_value = "Write a Python function that checks whether a number is prime, and explain it briefly."
-    )]
+    #[arg(long, default_value = "Write a Python function that checks whether a number is prime.")]
     prompt: String,
     /// Most tokens of the answer.
     #[arg(long, value_name = "N", default_value_t = 256)]
@@ -184,6 +181,7 @@ Serving on {endpoint} until Ctrl-C. Try in another terminal:
   {program} bench {bundle} --prompt-tokens 512 --gen-tokens 128 --concurrency 1
   grpcurl -plaintext -d '{{\"text\":\"def fib(n):\",\"sampling\":{{\"max_tokens\":32}}}}' {address} rookery.v1.InferenceService/Generate
 
+From Python or any other language: README.md, \"As a client\".
 "
     ))
 }

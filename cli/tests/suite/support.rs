@@ -1,5 +1,4 @@
 //! What the tests of the command line share.
-#![expect(dead_code, reason = "each test file uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

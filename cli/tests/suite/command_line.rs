@@ -1,8 +1,6 @@
 //! Exit codes, help and configuration of the real program.
 
-use support::{fixture, rookery, run, tiny_bundle};
-
-mod support;
+use crate::support::{fixture, rookery, run, tiny_bundle};
 
 #[test]
 fn every_command_teaches_itself() {
@@ -81,17 +79,17 @@ fn flags_win_over_variables_over_the_file() {
 
 #[test]
 fn the_configuration_page_names_every_setting() {
-    let page = include_str!("../../docs/config.md");
+    let page = include_str!("../../../docs/config.md");
     let (_, dump, _) = run(rookery().arg("--dump-config"));
     let dump: toml::Table = dump.parse().unwrap();
     let mut missing = Vec::new();
     fn walk(path: &str, table: &toml::Table, page: &str, missing: &mut Vec<String>) {
         for (key, value) in table {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            match value {
-                toml::Value::Table(inner) => walk(&path, inner, page, missing),
-                _ if page.contains(&format!("`{path}`")) => {}
-                _ => missing.push(path),
+            if let toml::Value::Table(inner) = value {
+                walk(&path, inner, page, missing);
+            } else if !page.contains(&format!("`{path}`")) {
+                missing.push(path);
             }
         }
     }

@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::hub::{Answer, Asked, Server};
+use crate::support::{rookery, run};
 use rookery::fetch::download::{Remote, download};
 use rookery::fetch::http::{Client, FetchError, Retry, parse_url};
 use rookery::fetch::{digest, hub};
 use rookery_model::bundle::NoProgress;
-use support::hub::{Answer, Asked, Server};
-use support::{rookery, run};
-
-mod support;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{rookery, run, tiny_bundle};
-
-mod support;
+use crate::support::{rookery, run, tiny_bundle};
 
 /// Longest wait for anything here.
 const PATIENCE: Duration = Duration::from_secs(30);
