@@ -15,7 +15,12 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// When the hardware failed; outputs are then undefined and the engine that called stops.
-    fn linear(&mut self, pool: &Pool, a: &Activations, jobs: &mut [LinearJob<'_>]) -> Result<(), BackendError>;
+    fn linear(
+        &mut self,
+        pool: &Pool,
+        a: &Activations,
+        jobs: &mut [LinearJob<'_>],
+    ) -> Result<(), BackendError>;
 
     /// Name in logs, for example `cpu/avx512-vnni`.
     fn name(&self) -> String;

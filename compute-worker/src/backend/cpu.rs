@@ -18,7 +18,12 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
-    fn linear(&mut self, pool: &Pool, a: &Activations, jobs: &mut [LinearJob<'_>]) -> Result<(), BackendError> {
+    fn linear(
+        &mut self,
+        pool: &Pool,
+        a: &Activations,
+        jobs: &mut [LinearJob<'_>],
+    ) -> Result<(), BackendError> {
         self.kernels.linear(pool, a, jobs);
         Ok(())
     }

@@ -140,7 +140,8 @@ impl Admission {
 
     fn retry_after(&self, queued_tokens: usize) -> Duration {
         let pace = f64::from_bits(self.pace.load(Ordering::Relaxed)).max(1.0);
-        Duration::from_secs_f64((queued_tokens as f64 / pace).min(RETRY_HINT.1.as_secs_f64())).max(RETRY_HINT.0)
+        Duration::from_secs_f64((queued_tokens as f64 / pace).min(RETRY_HINT.1.as_secs_f64()))
+            .max(RETRY_HINT.0)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queued> {

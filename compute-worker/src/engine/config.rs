@@ -80,13 +80,20 @@ impl EngineConfig {
     ///
     /// # Errors
     /// When not even one block fits.
-    pub(crate) fn cache_geometry(&self, context: usize, block_bytes: usize) -> Result<(usize, usize), EngineError> {
+    pub(crate) fn cache_geometry(
+        &self,
+        context: usize,
+        block_bytes: usize,
+    ) -> Result<(usize, usize), EngineError> {
         let context = self.context_tokens.map_or(context, |wanted| wanted.min(context));
         let fits = usize::try_from(self.kv_cache_bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
         let useful = context.div_ceil(BLOCK_TOKENS).saturating_mul(self.max_batch);
         let blocks = fits.min(useful).min(u32::MAX as usize);
         if blocks == 0 {
-            return Err(EngineError::CacheTooSmall { bytes: self.kv_cache_bytes, block_bytes: block_bytes as u64 });
+            return Err(EngineError::CacheTooSmall {
+                bytes: self.kv_cache_bytes,
+                block_bytes: block_bytes as u64,
+            });
         }
         Ok((blocks, context.min(blocks * BLOCK_TOKENS)))
     }
@@ -104,7 +111,10 @@ mod tests {
     #[test]
     fn a_step_must_hold_every_decoding_generation() {
         let config = EngineConfig { max_batch: 8, max_step_tokens: 7, ..EngineConfig::default() };
-        assert_eq!(config.validate().unwrap_err().to_string(), "engine setting max_step_tokens must be at least 8");
+        assert_eq!(
+            config.validate().unwrap_err().to_string(),
+            "engine setting max_step_tokens must be at least 8"
+        );
     }
 
     #[test]

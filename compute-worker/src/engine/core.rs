@@ -207,6 +207,11 @@ impl EngineCore {
                 sequence.admitted(now, admitted.cached_tokens);
             }
         }
+        for reused in &plan.reused {
+            if let Some(sequence) = self.sequences.get_mut(&reused.ticket) {
+                sequence.reused(reused.tokens);
+            }
+        }
     }
 
     /// Computes all rows of the plan and chooses tokens, one for each piece of work that samples, in order.
@@ -246,7 +251,8 @@ impl EngineCore {
         let jobs: Vec<(usize, &Sampler)> = sampling
             .filter_map(|work| Some((work.start + work.count, self.sequences.get(&work.ticket)?.sampler())))
             .collect();
-        let chosen: Vec<OnceLock<Result<Sampled, SampleError>>> = jobs.iter().map(|_| OnceLock::new()).collect();
+        let chosen: Vec<OnceLock<Result<Sampled, SampleError>>> =
+            jobs.iter().map(|_| OnceLock::new()).collect();
         let kernels = self.forward.kernels();
         self.forward.for_each_logits_row(&|row, logits| {
             let (position, sampler) = jobs[row];
@@ -297,7 +303,12 @@ impl EngineCore {
     }
 }
 
-fn model_info(bundle: &Bundle, context_tokens: usize, isa: rookery_kernels::Isa, backend: String) -> ModelInfo {
+fn model_info(
+    bundle: &Bundle,
+    context_tokens: usize,
+    isa: rookery_kernels::Isa,
+    backend: String,
+) -> ModelInfo {
     let config = &bundle.info().config;
     ModelInfo {
         name: config.name.clone(),

@@ -26,7 +26,8 @@ impl Philox {
         for _ in 0..ROUNDS {
             let p0 = u64::from(MULTIPLIERS[0]) * u64::from(c0);
             let p1 = u64::from(MULTIPLIERS[1]) * u64::from(c2);
-            (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
+            (c0, c1, c2, c3) =
+                ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
             (k0, k1) = (k0.wrapping_add(WEYL[0]), k1.wrapping_add(WEYL[1]));
         }
         [c0, c1, c2, c3]

@@ -30,6 +30,9 @@ const FORBIDDING_BIAS: f32 = -100.0;
 /// Lowest scaled logit below the highest one; its exponential is 0 in f32 as is.
 const LEAST_EXPONENT: f32 = -1000.0;
 
+/// Values that scans over the vocabulary take side by side.
+const LANES: usize = 32;
+
 /// How one generation chooses its tokens, and what that depends on so far.
 #[derive(Debug)]
 pub struct Sampler {
@@ -84,7 +87,12 @@ impl Sampler {
     ///
     /// # Errors
     /// When logits are NaN or infinite, or nothing is allowed.
-    pub fn sample(&self, kernels: &Kernels, position: usize, logits: &mut [f32]) -> Result<Sampled, SampleError> {
+    pub fn sample(
+        &self,
+        kernels: &Kernels,
+        position: usize,
+        logits: &mut [f32],
+    ) -> Result<Sampled, SampleError> {
         if !all_finite(logits) {
             return Err(SampleError::NotFinite);
         }
@@ -145,7 +153,8 @@ impl Sampler {
 
     fn report(&self, kernels: &Kernels, raw: &[f32], token: u32) -> PositionLogprobs {
         let (max, log_sum) = kernels.log_softmax_stats(raw);
-        let logprob = |token_id: u32| TokenLogprob { token_id, logprob: raw[token_id as usize] - max - log_sum };
+        let logprob =
+            |token_id: u32| TokenLogprob { token_id, logprob: raw[token_id as usize] - max - log_sum };
         let top = most_likely(raw, self.logprobs.unwrap_or(0) as usize);
         PositionLogprobs { chosen: logprob(token), top: top.into_iter().map(logprob).collect() }
     }
@@ -153,8 +162,8 @@ impl Sampler {
 
 /// Whether no value is NaN or infinite. `x·0` is 0 for finite x and NaN otherwise.
 fn all_finite(values: &[f32]) -> bool {
-    let (chunks, rest) = values.as_chunks::<16>();
-    let mut sums = [0.0_f32; 16];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut sums = [0.0_f32; LANES];
     for chunk in chunks {
         for (sum, value) in sums.iter_mut().zip(chunk) {
             *sum += value * 0.0;
@@ -165,10 +174,11 @@ fn all_finite(values: &[f32]) -> bool {
 
 /// The highest of values that are not NaN.
 fn maximum(values: &[f32]) -> f32 {
-    let (chunks, rest) = values.as_chunks::<16>();
-    let mut highest = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut highest = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
         for (high, &value) in highest.iter_mut().zip(chunk) {
+            // Not `f32::max`, whose rule for NaN costs two instructions more.
             *high = if value > *high { value } else { *high };
         }
     }

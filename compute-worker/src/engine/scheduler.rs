@@ -8,7 +8,8 @@
 //!              rows; if not, take the place of a running one of strictly lower priority
 //!   then for each running sequence, best first:
 //!     decoding   1 row; a new block every 16 tokens; none left: preempt the worst running one (perhaps itself)
-//!     prefilling as many rows as the budget has left after one row for each decoding sequence
+//!     prefilling as many rows as the budget has left after one row for each decoding sequence; blocks that others
+//!                have computed by now are taken over first
 //! ```
 //!
 //! - A sequence gets all blocks of its known tokens when it is admitted, beyond one spare block for each that
@@ -71,6 +72,15 @@ pub struct Admitted {
     pub cached_tokens: usize,
 }
 
+/// A sequence whose tokens another one computed since it was admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reused {
+    /// Which.
+    pub ticket: Ticket,
+    /// Tokens that it need not compute.
+    pub tokens: usize,
+}
+
 /// One step. Reused from step to step.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -78,6 +88,8 @@ pub struct Plan {
     pub work: Vec<Work>,
     /// Who begins to run, or runs again.
     pub admitted: Vec<Admitted>,
+    /// Who found more of its prompt in the cache.
+    pub reused: Vec<Reused>,
     /// Who gave its blocks back and waits again.
     pub preempted: Vec<Ticket>,
 }
@@ -91,6 +103,7 @@ impl Plan {
     fn clear(&mut self) {
         self.work.clear();
         self.admitted.clear();
+        self.reused.clear();
         self.preempted.clear();
     }
 }
@@ -122,7 +135,10 @@ impl Entry {
 impl Scheduler {
     /// A scheduler over the blocks of `pool`. A sequence never gets longer than all its blocks hold.
     pub fn new(pool: BlockPool, limits: Limits) -> Self {
-        assert!(limits.max_batch >= 1 && limits.max_step_tokens >= limits.max_batch, "checked by the configuration");
+        assert!(
+            limits.max_batch >= 1 && limits.max_step_tokens >= limits.max_batch,
+            "checked by the configuration"
+        );
         Self { limits, pool, waiting: BTreeMap::new(), running: BTreeMap::new(), arrivals: 0 }
     }
 
@@ -149,7 +165,14 @@ impl Scheduler {
         let mut prompt_rows = self.limits.max_step_tokens - decoding;
         let mut next = self.running.keys().next().copied();
         while let Some(ticket) = next {
-            let Some(entry) = self.running.get(&ticket) else { break };
+            let Some(entry) = self.running.get_mut(&ticket) else { break };
+            if prompt_rows > 0 && entry.pending() > 1 {
+                let tokens = entry.blocks.take_over(&self.pool, &entry.tokens, entry.computed);
+                if tokens > 0 {
+                    entry.computed += tokens;
+                    plan.reused.push(Reused { ticket, tokens });
+                }
+            }
             let start = entry.computed;
             let pending = entry.pending();
             let count = if pending == 1 { 1 } else { pending.min(prompt_rows) };

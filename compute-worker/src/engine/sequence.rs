@@ -56,7 +56,11 @@ struct Clock {
 
 impl Sequence {
     /// A sequence that waits, and its prompt.
-    pub(crate) fn new(submission: Submission, tokenizer: &Arc<Tokenizer>, context: usize) -> (Self, Vec<u32>) {
+    pub(crate) fn new(
+        submission: Submission,
+        tokenizer: &Arc<Tokenizer>,
+        context: usize,
+    ) -> (Self, Vec<u32>) {
         let Submission { request, events, place, arrived } = submission;
         let mut ending = request.stop.token_ids.clone();
         if !request.stop.ignore_eos {
@@ -112,6 +116,13 @@ impl Sequence {
         }
     }
 
+    /// It found more of its prompt in the cache.
+    pub fn reused(&mut self, tokens: usize) {
+        if self.usage.preemptions == 0 {
+            self.usage.cached_tokens += tokens as u32;
+        }
+    }
+
     /// It lost its blocks.
     pub fn preempted(&mut self) {
         self.usage.preemptions += 1;
@@ -164,14 +175,9 @@ impl Sequence {
 
     /// The sequence is complete. Returns what it used.
     pub fn finish(self, ending: Ending) -> (Usage, Timings) {
-        let timings = self.clock.timings();
-        let usage = self.usage;
-        self.events.finish(Finished {
-            reason: ending.reason,
-            stop_string: ending.stop_string,
-            usage: self.usage,
-            timings,
-        });
+        let (usage, timings) = (self.usage, self.clock.timings());
+        let Ending { reason, stop_string } = ending;
+        self.close().finish(Finished { reason, stop_string, usage, timings });
         (usage, timings)
     }
 
@@ -187,7 +193,14 @@ impl Sequence {
 
     /// The sequence ends without being complete.
     pub fn fail(self, error: GenerationError) {
-        self.events.fail(error);
+        self.close().fail(error);
+    }
+
+    /// Ends the spans, so that whoever sees the last event finds them ended; what is left can only say that.
+    fn close(self) -> EventSender {
+        let Self { events, phase, parent, .. } = self;
+        drop((phase, parent));
+        events
     }
 }
 

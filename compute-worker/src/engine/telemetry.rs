@@ -18,6 +18,9 @@ const STEPS: &str = "rookery.engine.steps";
 /// Counter, generations that lost their cache blocks to another one.
 const PREEMPTIONS: &str = "rookery.engine.preemptions";
 
+/// A gauge's name and where its value is.
+type Gauge = (&'static str, fn(&Load) -> u64);
+
 /// The engine's counters and histograms.
 pub(crate) struct Instruments {
     meter: Meter,
@@ -55,7 +58,7 @@ impl Instruments {
     /// Publishes gauges of queue, batch and cache, read from `load` whenever metrics are collected, until the
     /// engine behind `admission` is gone.
     pub(crate) fn observe(&self, admission: &Arc<Admission>, load: &tokio::sync::watch::Receiver<Load>) {
-        let gauges: [(&'static str, fn(&Load) -> u64); 5] = [
+        let gauges: [Gauge; 5] = [
             (metric::BATCH_REQUESTS, |load| load.running.into()),
             (metric::QUEUE_REQUESTS, |load| load.queued.into()),
             (metric::QUEUE_TOKENS, |load| load.queued_tokens),

@@ -16,9 +16,11 @@ pub(crate) fn spawn(core: EngineCore) -> Result<EngineHandle, EngineError> {
     let (sender, commands) = sync_channel(core.max_queued_requests + 1);
     let (load_sender, load) = watch::channel(core.load());
     core.instruments.observe(&core.admission, &load);
-    let (admission, info, tokenizer) = (Arc::clone(&core.admission), core.info.clone(), Arc::clone(&core.tokenizer));
+    let (admission, info, tokenizer) =
+        (Arc::clone(&core.admission), core.info.clone(), Arc::clone(&core.tokenizer));
     let main = move || EngineThread { core, commands, load: load_sender }.run();
-    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(main).map_err(EngineError::Thread)?;
+    let thread =
+        std::thread::Builder::new().name("engine".to_owned()).spawn(main).map_err(EngineError::Thread)?;
     let thread = Mutex::new(Some(thread));
     Ok(EngineHandle::new(Inner { admission, commands: sender, thread, load, info, tokenizer }))
 }

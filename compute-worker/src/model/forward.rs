@@ -127,7 +127,8 @@ impl Forward {
     pub fn run(&mut self, backend: &mut dyn Backend, batch: &Batch<'_>) -> Result<(), BackendError> {
         let Self { weights, kernels, pool, cache, scratch, logit_rows } = self;
         assert_eq!(batch.tokens.len(), batch.queries.len(), "a query for each token");
-        let mut pass = Pass { weights, kernels, pool, cache, scratch, backend, batch, rows: batch.tokens.len() };
+        let mut pass =
+            Pass { weights, kernels, pool, cache, scratch, backend, batch, rows: batch.tokens.len() };
         pass.embed();
         for (index, layer) in pass.weights.layers.iter().enumerate() {
             pass.attention(index, layer)?;

@@ -59,7 +59,9 @@ impl ModelWeights {
         let config = bundle.info().config.model.clone();
         Ok(Self {
             embedding: bundle.linear(TensorName::TokenEmbedding)?,
-            layers: (0..config.layers).map(|layer| LayerWeights::resolve(bundle, &config, layer)).collect::<Result<_, _>>()?,
+            layers: (0..config.layers)
+                .map(|layer| LayerWeights::resolve(bundle, &config, layer))
+                .collect::<Result<_, _>>()?,
             output_norm: bundle.vector(TensorName::OutputNorm)?,
             head: bundle.linear(TensorName::Output)?,
             config,
@@ -87,7 +89,9 @@ impl LayerWeights {
             let bias = config.qkv_bias.then(|| vector(bias)).transpose()?;
             Ok(Projection { weights: linear(weights)?, bias })
         };
-        let norms = || -> Result<[Vec<f32>; 2], BundleError> { Ok([vector(LayerTensor::AttnQNorm)?, vector(LayerTensor::AttnKNorm)?]) };
+        let norms = || -> Result<[Vec<f32>; 2], BundleError> {
+            Ok([vector(LayerTensor::AttnQNorm)?, vector(LayerTensor::AttnKNorm)?])
+        };
         Ok(Self {
             attn_norm: vector(LayerTensor::AttnNorm)?,
             qkv: [

@@ -76,7 +76,10 @@ fn the_models_own_end_ends_it_unless_it_is_ignored_or_too_early() {
         driver.run(request)
     };
     let ended = run("a", 0, false);
-    assert_eq!((ended.reason, ended.tokens, ended.text.as_str()), (Some(FinishReason::EndOfText), vec![end], ""));
+    assert_eq!(
+        (ended.reason, ended.tokens, ended.text.as_str()),
+        (Some(FinishReason::EndOfText), vec![end], "")
+    );
     let ignored = run("b", 0, true);
     assert_eq!((ignored.reason, ignored.tokens), (Some(FinishReason::MaxTokens), vec![end; 6]));
     let later = run("c", 3, false);

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use rookery_compute_worker::engine::{
-    EngineConfig, EngineCore, Event, FinishReason, Generation, GenerationError, Request, Sampling, Stop, Usage,
+    EngineConfig, EngineCore, Event, FinishReason, Generation, GenerationError, Request, Sampling, Stop,
+    Usage,
 };
 use rookery_model::bundle::{Bundle, NoProgress};
 use rookery_model::pack::{ExistingTarget, PackOptions, Recipe, pack};
@@ -30,7 +31,8 @@ pub(crate) fn bundle(model: &str, recipe: Recipe) -> Arc<Bundle> {
         let source = rookery_model::source::open(&fixtures.join(format!("{model}.gguf"))).unwrap();
         let folder = TempDir::new().unwrap();
         let out = folder.path().join("bundle");
-        let options = PackOptions { name: model.to_owned(), recipe, threads: 2, existing: ExistingTarget::default() };
+        let options =
+            PackOptions { name: model.to_owned(), recipe, threads: 2, existing: ExistingTarget::default() };
         pack(source.as_ref(), &options, &out, &NoProgress).unwrap();
         (Bundle::open(&out, &NoProgress).unwrap(), folder)
     });

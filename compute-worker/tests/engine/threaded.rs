@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rookery_compute_worker::backend::{Backend, BackendError, CpuBackend};
-use rookery_compute_worker::engine::{Engine, EngineHandle, Event, Generation, GenerationError, Load, SubmitError};
+use rookery_compute_worker::engine::{
+    Engine, EngineHandle, Event, Generation, GenerationError, Load, SubmitError,
+};
 use rookery_kernels::{Activations, Kernels, LinearJob, Pool};
 use rookery_model::pack::Recipe;
 
@@ -38,7 +40,11 @@ async fn many_readers_get_what_each_would_get_alone() {
         (0..30).map(|n| engine.submit(request("x", prompt(10 + n, n as u32), 25)).unwrap()).collect();
     for (n, generation) in all.into_iter().enumerate() {
         let outcome = collect(generation).await;
-        let alone = Driver::new(&bundle("qwen3", Recipe::W8), config()).run(request("x", prompt(10 + n, n as u32), 25));
+        let alone = Driver::new(&bundle("qwen3", Recipe::W8), config()).run(request(
+            "x",
+            prompt(10 + n, n as u32),
+            25,
+        ));
         assert_eq!((outcome.tokens, outcome.text), (alone.tokens, alone.text));
     }
     engine.shutdown();
@@ -88,7 +94,12 @@ struct Faulty {
 }
 
 impl Backend for Faulty {
-    fn linear(&mut self, pool: &Pool, a: &Activations, jobs: &mut [LinearJob<'_>]) -> Result<(), BackendError> {
+    fn linear(
+        &mut self,
+        pool: &Pool,
+        a: &Activations,
+        jobs: &mut [LinearJob<'_>],
+    ) -> Result<(), BackendError> {
         let left = self.calls_left.fetch_sub(1, Ordering::Relaxed);
         if left == 0 && self.panics {
             panic!("the NPU caught fire");

@@ -124,7 +124,11 @@ fn check(pool: &BlockPool<AllCollide>, held: &[Held], shadow: &Shadow) -> Result
     for sequence in held {
         for (i, lease) in sequence.leases.iter().enumerate() {
             leases[lease.id() as usize] += 1;
-            prop_assert_eq!(&shadow.written[&lease.id()], &sequence.text[..=i], "a block holds its holder's text");
+            prop_assert_eq!(
+                &shadow.written[&lease.id()],
+                &sequence.text[..=i],
+                "a block holds its holder's text"
+            );
         }
     }
     let state = pool.lock();
@@ -135,7 +139,7 @@ fn check(pool: &BlockPool<AllCollide>, held: &[Held], shadow: &Shadow) -> Result
     prop_assert_eq!(state.free.len() + state.cached.len(), unleased, "every block is in one place");
     let known = state.blocks.iter().filter(|block| block.key.is_some()).count();
     prop_assert_eq!(known, state.contents.len());
-    for ((parent, _), _) in &state.contents {
+    for (parent, _) in state.contents.keys() {
         let reachable = *parent == Content::ROOT || state.contents.values().any(|(_, name)| name == parent);
         prop_assert!(reachable, "a known block's prefix is known");
     }

@@ -43,7 +43,11 @@ fn bias_shifts_and_forbids() {
     };
     assert_eq!(biased(vec![(0, 5.0)], 0.0), 0);
     assert_eq!(biased(vec![(2, -100.0)], 0.0), 1);
-    assert_eq!(biased(vec![(2, -100.0), (1, -100.0)], 50.0), 0, "forbidden tokens have no probability at all");
+    assert_eq!(
+        biased(vec![(2, -100.0), (1, -100.0)], 50.0),
+        0,
+        "forbidden tokens have no probability at all"
+    );
     let all = Sampling { logit_bias: vec![(0, -100.0), (1, -100.0), (2, -100.0)], ..Sampling::default() };
     let result = sampler(all).sample(Kernels::detect(), 0, &mut logits.to_vec());
     assert_eq!(result, Err(SampleError::AllForbidden));
@@ -105,12 +109,12 @@ fn draws_follow_the_distribution_and_repeat_by_seed_and_position() {
     let logits: Vec<f32> = [0.5_f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
     let sampler = sampler(Sampling { temperature: 1.0, seed: 42, ..Sampling::default() });
     let draw = |position| sampler.sample(Kernels::detect(), position, &mut logits.clone()).unwrap().token;
-    let mut counts = [0; 3];
+    let mut counts = [0_i32; 3];
     for position in 0..10_000 {
         counts[draw(position) as usize] += 1;
     }
     for (count, expected) in counts.iter().zip([5000, 3000, 2000]) {
-        assert!((*count - expected as i32).abs() < 200, "{counts:?}");
+        assert!((*count - expected).abs() < 200, "{counts:?}");
     }
     assert!((0..100).all(|position| draw(position) == draw(position)));
 }
@@ -120,7 +124,8 @@ fn a_high_temperature_flattens_and_a_low_one_sharpens() {
     let logits = [1.0, 2.0, 3.0];
     let hits = |temperature| {
         let sampler = sampler(Sampling { temperature, ..Sampling::default() });
-        let draw = |position| sampler.sample(Kernels::detect(), position, &mut logits.to_vec()).unwrap().token;
+        let draw =
+            |position| sampler.sample(Kernels::detect(), position, &mut logits.to_vec()).unwrap().token;
         (0..1000).filter(|position| draw(*position) == 2).count()
     };
     assert_eq!(hits(1e-6), 1000);

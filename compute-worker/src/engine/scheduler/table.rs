@@ -29,6 +29,24 @@ impl BlockTable {
         table
     }
 
+    /// Exchanges the next blocks, from token `computed` on, for ones of the same content that were computed
+    /// meanwhile. Returns the tokens that are in the cache thereby; the last token is never among them.
+    pub(super) fn take_over(&mut self, pool: &BlockPool, tokens: &[u32], computed: usize) -> usize {
+        let known = self.names.len();
+        if computed != known * BLOCK_TOKENS {
+            return 0;
+        }
+        let most = tokens.len().saturating_sub(1) / BLOCK_TOKENS;
+        let blocks = &tokens.as_chunks::<BLOCK_TOKENS>().0[..most];
+        for (index, block) in blocks.iter().enumerate().skip(known) {
+            let Some((lease, name)) = pool.find(self.parent(), block) else { break };
+            self.ids[index] = lease.id();
+            self.leases[index] = lease;
+            self.names.push(name);
+        }
+        (self.names.len() - known) * BLOCK_TOKENS
+    }
+
     pub(super) fn ids(&self) -> &[u32] {
         &self.ids
     }

@@ -8,7 +8,9 @@ use super::*;
 
 /// Digest of all tokens so far: what a key/value pair at their end depends on.
 fn digest(tokens: &[u32]) -> u64 {
-    tokens.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &token| (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3))
+    tokens
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &token| (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3))
 }
 
 struct Job {
@@ -74,7 +76,12 @@ impl Machine {
         }
         for position in 0..work.start + work.count {
             let held = self.cache.get(&slot(position)).copied();
-            prop_assert_eq!(held, Some(digest(&tokens[..=position])), "position {} is what it should be", position);
+            prop_assert_eq!(
+                held,
+                Some(digest(&tokens[..=position])),
+                "position {} is what it should be",
+                position
+            );
         }
         Ok(())
     }
@@ -176,7 +183,11 @@ fn higher_priority_goes_first_and_takes_the_place_of_lower() {
     assert_eq!(machine.plan.work[0].ticket, high);
     machine.step().unwrap();
     machine.step().unwrap();
-    assert_eq!(machine.plan.admitted, [Admitted { ticket: low, cached_tokens: 16 }], "its full block was still cached");
+    assert_eq!(
+        machine.plan.admitted,
+        [Admitted { ticket: low, cached_tokens: 16 }],
+        "its full block was still cached"
+    );
 }
 
 #[test]
@@ -194,6 +205,21 @@ fn when_blocks_run_out_the_latest_arrival_gives_way_and_comes_back() {
     }
     assert!(machine.jobs.is_empty());
     assert!(preempted.contains(&second) && !preempted.contains(&first));
+}
+
+#[test]
+fn a_prompt_that_another_computes_at_the_same_time_is_computed_once() {
+    let mut machine = Machine::new(64, limits(4, 50));
+    for _ in 0..3 {
+        machine.add(0, vec![7; 50], 3);
+    }
+    let mut rows = 0;
+    while !machine.jobs.is_empty() {
+        machine.step().unwrap();
+        rows += machine.plan.rows();
+    }
+    // The first computes all 50, the others the 2 beyond the full blocks; then 2 rows each, one for each token.
+    assert_eq!(rows, 50 + 2 + 2 + 3 * 2);
 }
 
 #[test]
