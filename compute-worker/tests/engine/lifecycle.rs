@@ -17,8 +17,12 @@ fn driver(config: EngineConfig) -> Driver {
 fn a_thousand_cancellations_at_random_moments_leave_no_block_behind() {
     let mut driver = driver(EngineConfig { max_batch: 4, max_step_tokens: 24, ..config() });
     let total = driver.core.load().total_blocks;
-    let mut runner =
-        TestRunner::new(Config { cases: 1000, rng_seed: RngSeed::Fixed(7), ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 1000,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(7),
+        ..Config::default()
+    });
     let cell = std::cell::RefCell::new(&mut driver);
     let strategy = (1..150_usize, 0..4_u32, 0..30_usize, 0..5_usize);
     let result = runner.run(&strategy, |(length, salt, steps, others)| {
