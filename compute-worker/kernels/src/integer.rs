@@ -11,8 +11,10 @@ use crate::weights::Weights;
 #[cfg(any(target_arch = "x86_64", test))]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "an accumulator register is named by its two indices")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "an accumulator register is named by its two indices")]
 pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
@@ -34,6 +36,7 @@ pub(crate) struct Panel<'a> {
     pub(crate) cols: usize,
     pub(crate) tiles: PanelTiles<'a>,
     /// `[rows]`.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only unsigned × signed needs them"))]
     pub(crate) row_sums: &'a [i32],
 }
 
@@ -71,8 +74,9 @@ impl Quad {
 /// to 64, tiles have the length that rows and cols demand, a packed panel has `packed_quads(cols)`
 /// entries.
 pub(crate) struct IntegerTable {
-    /// Most rows that `direct` should be given.
-    pub(crate) direct_rows: usize,
+    /// Most rows for which `direct` is faster, by form; measured with `examples/kernels.rs`.
+    pub(crate) direct_rows_w8: usize,
+    pub(crate) direct_rows_w4: usize,
     pub(crate) direct: unsafe fn(&Panel<'_>, Rows<'_>, &mut [Acc]),
     /// The packed values may carry a bias that the same table's `packed` removes.
     pub(crate) pack: unsafe fn(&Panel<'_>, &mut [Quad]),
@@ -117,6 +121,14 @@ impl<'a> Panel<'a> {
             }
         };
         Panel { rows: end - first, cols, tiles, row_sums: &weights.row_sums()[first..end] }
+    }
+
+    /// Most rows for which the table's direct kernel is the faster one.
+    pub(crate) fn direct_rows(&self, table: &IntegerTable) -> usize {
+        match self.tiles {
+            PanelTiles::W8(..) => table.direct_rows_w8,
+            PanelTiles::W4(..) => table.direct_rows_w4,
+        }
     }
 
     pub(crate) fn k_tiles(&self) -> usize {

@@ -82,7 +82,7 @@ impl Kernels {
     }
 
     /// Multiplies the activations with each job's weights: `out[m][out_column + n] = (acc·sa[m])·sw[n]`, with
-    /// a bias `fma(acc·sa[m], sw[n], bias[n])`, where acc = Σ_k a[m][k]·w[n][k] is exact.
+    /// a bias `fma(acc·sa[m], sw[n], bias[n])`, where `acc = Σ_k a[m][k]·w[n][k]` is exact.
     ///
     /// # Panics
     /// When a job's slices do not fit its shape or its K differs from the activations'.
@@ -118,7 +118,7 @@ impl Kernels {
         let panel = Panel::of(&view.weights, index);
         let rows = Rows { values: a.values(), stride: a.stride(), count: a.rows(), sums: a.sums() };
         scratch.acc.resize(PASS_ROWS, [0; PANEL]);
-        if rows.count <= self.integer.direct_rows {
+        if rows.count <= panel.direct_rows(self.integer) {
             // SAFETY: this table exists only where its instruction set was detected; `check` asserted the
             // tiles' lengths and `Activations` keeps its rows padded to 64 bytes.
             unsafe { (self.integer.direct)(&panel, rows, &mut scratch.acc[..rows.count]) };

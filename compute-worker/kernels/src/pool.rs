@@ -235,10 +235,10 @@ impl Shared {
 
 impl Worker {
     fn wake(&self) {
-        if self.parked.swap(false, Ordering::SeqCst) {
-            if let Some(thread) = lock(&self.thread).as_ref() {
-                thread.unpark();
-            }
+        if self.parked.swap(false, Ordering::SeqCst)
+            && let Some(thread) = lock(&self.thread).as_ref()
+        {
+            thread.unpark();
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use super::{attention, body};
 
+/// Accumulators, activation scale, weight scales and bias of up to 64 channels to their outputs.
+type Finish = unsafe fn(&[i32; 64], f32, &[f32], Option<&[f32]>, &mut [f32]);
+
 /// Pointers to the f32 kernels of one instruction set.
 ///
 /// Each may be called only where that instruction set was detected; the arguments' lengths are checked by the
@@ -9,7 +12,7 @@ use super::{attention, body};
 /// `attention::Task::out`, whose rule stands there.
 pub(crate) struct FloatTable {
     pub(crate) quantize_row: unsafe fn(&[f32], &mut [i8]) -> f32,
-    pub(crate) finish: unsafe fn(&[i32; 64], f32, &[f32], Option<&[f32]>, &mut [f32]),
+    pub(crate) finish: Finish,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) rope: unsafe fn(&mut [f32], usize, &[f32]),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),

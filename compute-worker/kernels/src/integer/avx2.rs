@@ -18,10 +18,12 @@ use super::{Acc, IntegerTable, PANEL, Panel, PanelTiles, Rows};
 use crate::tiles::{TILE_BYTES, TILE_COLS, W4_GROUP, W8_TILE_ROWS};
 
 pub(crate) static TABLE: IntegerTable =
-    IntegerTable { direct_rows: 3, direct, pack: pack::pack, packed: packed::packed };
+    IntegerTable { direct_rows_w8: 3, direct_rows_w4: 3, direct, pack: pack::pack, packed: packed::packed };
 
 /// Tiles in a `w4` group.
 const TILES: usize = W4_GROUP / TILE_COLS;
+/// Bytes from a line in use to the line fetched meanwhile (see the AVX-512 kernel).
+const AHEAD: usize = 2 * TILES * TILE_BYTES;
 /// Registers in a `w4` tile, two channels each.
 const REGISTERS: usize = TILE_BYTES / 32;
 
@@ -64,6 +66,12 @@ avx2! {
         _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 
+    /// Asks for a line; a hint, so the address may lie beyond the weights.
+    #[inline]
+    fn prefetch<const HINT: i32>(at: *const i8) {
+        _mm_prefetch::<HINT>(at)
+    }
+
     #[inline]
     fn load(bytes: &[i8; 32]) -> __m256i {
         // SAFETY: the array is as long as the load.
@@ -76,10 +84,15 @@ avx2! {
         tiles: &[i8], strip: usize, half: usize, rows: Rows<'_>, acc: &mut [Acc],
     ) {
         let (tiles, _) = tiles.as_chunks::<TILE_BYTES>();
+        // Each strip fetches its share of the next row of tiles, in the order of memory.
+        let next = tiles.as_ptr_range().end.cast::<i8>().wrapping_add(strip * tiles.len() * R * TILE_COLS);
         let mut sums = [[_mm256_setzero_si256(); R]; M];
         for (k, tile) in tiles.iter().enumerate() {
             let (channels, _) = tile.as_chunks::<TILE_COLS>();
             for r in 0..R {
+                if r % 2 == 0 {
+                    prefetch::<_MM_HINT_T1>(next.wrapping_add((k * R + r) * TILE_COLS));
+                }
                 let w = load(&channels[strip * R + r]);
                 let magnitude = _mm256_abs_epi8(w);
                 for m in 0..M {
@@ -113,9 +126,13 @@ avx2! {
                     *a = apart(&rows.values[at..at + TILE_COLS]);
                 }
             }
+            let next = tiles.as_ptr().cast::<i8>().wrapping_add(AHEAD);
             for (z, sums) in sums.iter_mut().enumerate() {
                 let table = table(panel, multipliers, group, z * 2);
-                for (tile, a) in tiles.iter().zip(&a) {
+                for (i, (tile, a)) in tiles.iter().zip(&a).enumerate() {
+                    if i % 2 == 0 {
+                        prefetch::<_MM_HINT_T0>(next.wrapping_add((z * TILES + i) * 32));
+                    }
                     let w = expand(&tile.as_chunks().0[z], table);
                     for (part, w) in w.into_iter().enumerate() {
                         let magnitude = _mm256_abs_epi8(w);

@@ -20,10 +20,12 @@ use super::{Acc, IntegerTable, PANEL, Panel, PanelTiles, Rows};
 use crate::tiles::{TILE_BYTES, TILE_COLS, W4_GROUP, W8_TILE_ROWS};
 
 pub(crate) static TABLE: IntegerTable =
-    IntegerTable { direct_rows: 4, direct, pack: pack::pack, packed: packed::packed };
+    IntegerTable { direct_rows_w8: 4, direct_rows_w4: 4, direct, pack: pack::pack, packed: packed::packed };
 
 /// Tiles in a `w4` group.
 const TILES: usize = W4_GROUP / TILE_COLS;
+/// Bytes from a line in use to the line fetched meanwhile (see the AVX-512 kernel).
+const AHEAD: usize = 2 * TILES * TILE_BYTES;
 
 /// What the kernels of this module are compiled with.
 macro_rules! dotprod {
@@ -69,6 +71,13 @@ dotprod! {
         acc
     }
 
+    /// Asks for a line in L2; the address may lie beyond the weights.
+    #[inline]
+    fn prefetch(at: *const i8) {
+        // SAFETY: a prefetch is a hint; it faults for no address.
+        unsafe { asm!("prfm pldl2keep, [{0}]", in(reg) at, options(readonly, nostack, preserves_flags)) }
+    }
+
     #[inline]
     fn load(bytes: &[i8; 16]) -> int8x16_t {
         // SAFETY: the array is as long as the load.
@@ -90,6 +99,8 @@ dotprod! {
         tiles: &[i8], strip: usize, half: usize, rows: Rows<'_>, acc: &mut [Acc],
     ) {
         let (tiles, _) = tiles.as_chunks::<TILE_BYTES>();
+        // Each strip fetches its share of the next row of tiles, in the order of memory.
+        let next = tiles.as_ptr_range().end.cast::<i8>().wrapping_add(strip * tiles.len() * R * TILE_COLS);
         let mut sums = [[vdupq_n_s32(0); R]; M];
         for (k, tile) in tiles.iter().enumerate() {
             let (channels, _) = tile.as_chunks::<16>();
@@ -99,6 +110,9 @@ dotprod! {
                 *a = [load(&parts[2 * k]), load(&parts[2 * k + 1])];
             }
             for r in 0..R {
+                if r % 2 == 0 {
+                    prefetch(next.wrapping_add((k * R + r) * TILE_COLS));
+                }
                 let w = [load(&channels[2 * (strip * R + r)]), load(&channels[2 * (strip * R + r) + 1])];
                 for m in 0..M {
                     sums[m][r] = sdot(sdot(sums[m][r], w[0], a[m][0]), w[1], a[m][1]);
@@ -128,7 +142,9 @@ dotprod! {
                     *a = [vuzp1q_s8(x, y), vuzp2q_s8(x, y)];
                 }
             }
+            let next = tiles.as_ptr().cast::<i8>().wrapping_add(AHEAD);
             for n in 0..panel.rows {
+                prefetch(next.wrapping_add(n * 64));
                 let multiplier = i32::from(multipliers[n * panel.groups() + group] & 15);
                 let mut part = [vdupq_n_s32(0); M];
                 for (tile, a) in tiles.iter().zip(&a) {

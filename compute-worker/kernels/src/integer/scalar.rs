@@ -10,7 +10,8 @@
 use super::{Acc, IntegerTable, PANEL, Panel, PanelTiles, Quad, Rows};
 use crate::tiles::{self, W4_GROUP};
 
-pub(crate) static TABLE: IntegerTable = IntegerTable { direct_rows: 4, direct, pack, packed };
+pub(crate) static TABLE: IntegerTable =
+    IntegerTable { direct_rows_w8: 4, direct_rows_w4: 4, direct, pack, packed };
 
 /// The int8 weight of the panel at (n, k), n < rows, k < cols.
 fn value(panel: &Panel<'_>, n: usize, k: usize) -> i8 {

@@ -1,12 +1,15 @@
 use super::{Random, bits, tables};
 use crate::{AttentionQuery, BLOCK_TOKENS, Kernels, KvCache, KvLayout, Pool, f16_to_f32, f32_to_f16};
 
+/// Keys and values as rounded to binary16.
+type Token = [Vec<f32>; 2];
+
 /// Sequences of random keys and values in scattered blocks of one cache.
 struct Scene {
     cache: KvCache,
     heads: usize,
-    /// Per sequence: its blocks, and per token keys and values as rounded to binary16.
-    sequences: Vec<(Vec<u32>, Vec<[Vec<f32>; 2]>)>,
+    /// Per sequence: its blocks and its tokens.
+    sequences: Vec<(Vec<u32>, Vec<Token>)>,
 }
 
 const LAYER: usize = 1;

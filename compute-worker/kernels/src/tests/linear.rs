@@ -58,7 +58,10 @@ fn every_table_gives_the_defined_bits_at_awkward_shapes() {
             let w8 = Matrix::w8(rows, cols, &mut random, w8_value);
             let w4 = Matrix::w4(rows, cols, &mut random, w4_value, multiplier);
             let bias = random.floats(rows, 3.0);
-            for m in (1..=17).chain([64, 97, 100]) {
+            // All sizes at one shape, and elsewhere those that differ in path or tail on some table.
+            let all = rows == 65 && cols == 129;
+            let few = [1, 2, 3, 4, 5, 8, 17, 33].into_iter().filter(|_| !all);
+            for m in (1..=17).chain([64, 97, 100]).filter(|_| all).chain(few) {
                 let x = random.floats(m * cols, 5.0);
                 let a = quantized(tables[0], &pools[0], &x, cols);
                 for (matrix, bias) in [(&w8, None), (&w8, Some(&*bias)), (&w4, None)] {
@@ -86,7 +89,7 @@ fn sums_are_exact_at_the_limits_of_the_formats() {
         let w8 = Matrix::w8(3, cols, &mut random, |_| 127 * sign);
         let low = Matrix::w4(3, cols, &mut random, |_| -8, |_| 15);
         let high = Matrix::w4(3, cols, &mut random, |_| 7, |_| 15);
-        for m in [1, 2, 3, 4, 7] {
+        for m in [1, 3, 5] {
             let a = quantized(Kernels::detect(), &pool, &vec![1.0; m * cols], cols);
             for matrix in [&w8, &low, &high] {
                 for kernels in tables() {
@@ -231,9 +234,9 @@ fn an_output_that_is_too_short_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn any_shape_gives_the_defined_bits(rows in 1usize..150, cols in 1usize..300, m in 1usize..30, seed: u64) {
+    fn any_shape_gives_the_defined_bits(rows in 1usize..150, cols in 1usize..200, m in 1usize..20, seed: u64) {
         let mut random = Random(seed);
         let pool = Pool::new(2);
         let matrix = if seed % 2 == 0 {

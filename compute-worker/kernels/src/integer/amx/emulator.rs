@@ -5,8 +5,13 @@ use super::super::{Acc, IntegerTable, Quad, Rows, scalar};
 use super::{ROW_BYTES, TILE_ROWS, TileConfig, Tiles};
 
 /// No direct kernel: every number of rows takes the path over tiles.
-pub(crate) static TABLE: IntegerTable =
-    IntegerTable { direct_rows: 0, direct: scalar::TABLE.direct, pack: scalar::pack, packed };
+pub(crate) static TABLE: IntegerTable = IntegerTable {
+    direct_rows_w8: 0,
+    direct_rows_w4: 0,
+    direct: scalar::TABLE.direct,
+    pack: scalar::pack,
+    packed,
+};
 
 fn packed(panel: &[Quad], rows: Rows<'_>, acc: &mut [Acc]) {
     let mut tiles = Emulated { config: None, tiles: [[[0; ROW_BYTES]; TILE_ROWS]; 8] };
@@ -79,12 +84,12 @@ impl Tiles for Emulated {
             "tdpbssd faults on shapes that differ"
         );
         let (a, b) = (self.tiles[A], self.tiles[B]);
-        for row in 0..m {
+        for (row, a) in a.iter().enumerate().take(m) {
             for n in 0..c_bytes / 4 {
                 let at = 4 * n..4 * n + 4;
                 let bytes = self.tiles[C][row][at.clone()].try_into().expect("four bytes");
-                let products = (0..a_bytes)
-                    .map(|k| i32::from(a[row][k] as i8) * i32::from(b[k / 4][4 * n + k % 4] as i8));
+                let products =
+                    (0..a_bytes).map(|k| i32::from(a[k] as i8) * i32::from(b[k / 4][4 * n + k % 4] as i8));
                 let sum = products.fold(i32::from_le_bytes(bytes), i32::wrapping_add);
                 self.tiles[C][row][at].copy_from_slice(&sum.to_le_bytes());
             }

@@ -10,7 +10,8 @@ use super::super::{Acc, IntegerTable, Quad, Rows};
 use super::{TileConfig, Tiles};
 
 pub(crate) static TABLE: IntegerTable = IntegerTable {
-    direct_rows: avx512::TABLE.direct_rows,
+    direct_rows_w8: 16,
+    direct_rows_w4: 8,
     direct: avx512::TABLE.direct,
     pack: avx512::PACK_SIGNED,
     packed,

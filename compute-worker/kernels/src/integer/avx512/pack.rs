@@ -6,12 +6,14 @@
 //!   w4: 4 registers of 4 channels;  nibbles → int8 by table (see `w4`), bytes interleaved, one permute
 //!   two further steps join 4 × 4 channels: out[quad] = 16 channels × 4 bytes
 //! ```
-//! 24 shuffles per 512 bytes of int8, against 8·M dot products: 5 % at M = 64.
+//! 24 shuffles per 512 bytes of int8, against 8·M dot products: 5 % at M = 64. Lines are prefetched into L2: at
+//! M = 5, 896 × 896 from memory takes 63 µs, 81 µs when they go to L1 (the packed panel lives there), 86 µs
+//! without.
 
 use std::arch::x86_64::*;
 
-use super::super::{PANEL, Panel, PanelTiles, Quad};
-use super::{load, vnni, w4};
+use super::super::{PACK_COLS, PANEL, Panel, PanelTiles, Quad};
+use super::{load, prefetch, vnni, w4};
 use crate::tiles::{TILE_BYTES, TILE_COLS, W4_GROUP, W8_TILE_ROWS};
 
 /// The packed bytes are w + 128 …
@@ -19,6 +21,8 @@ pub(in super::super) const UNSIGNED: i8 = -128;
 /// … or w.
 pub(in super::super) const SIGNED: i8 = 0;
 
+/// Bytes from a line in use to the line fetched meanwhile.
+const AHEAD: usize = 28672;
 /// Quads in a tile.
 const QUADS: usize = TILE_COLS / 4;
 /// Channels in one register of dwords.
@@ -26,7 +30,9 @@ const CHANNELS: usize = 16;
 
 vnni! {
     pub(in super::super) fn pack<const FLIP: i8>(panel: &Panel<'_>, out: &mut [Quad]) {
-        out.fill(Quad([FLIP; 4 * PANEL]));
+        if panel.rows < PANEL || !panel.cols.is_multiple_of(PACK_COLS) {
+            out.fill(Quad([FLIP; 4 * PANEL])); // what no tile covers counts as zero
+        }
         match panel.tiles {
             PanelTiles::W8(tiles) => {
                 for (half, tiles) in tiles.chunks_exact(panel.k_tiles() * TILE_BYTES).enumerate() {
@@ -67,6 +73,9 @@ vnni! {
         let low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
         let high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
         let registers = &tile.as_chunks::<64>().0[part * 8..part * 8 + 8];
+        for register in registers {
+            prefetch::<_MM_HINT_T1>(register.as_ptr().wrapping_add(AHEAD));
+        }
         let four: [[__m512i; 2]; 4] = std::array::from_fn(|i| {
             let (a, b) = (load(&registers[2 * i]), load(&registers[2 * i + 1]));
             [_mm512_permutex2var_epi32(a, low, b), _mm512_permutex2var_epi32(a, high, b)]
@@ -82,6 +91,9 @@ vnni! {
         // A register holds 4 channels × 4 quads; this makes it 4 quads × 4 channels.
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let registers = &tile.as_chunks::<64>().0[part * 4..part * 4 + 4];
+        for register in registers {
+            prefetch::<_MM_HINT_T1>(register.as_ptr().cast::<i8>().wrapping_add(AHEAD));
+        }
         let four: [[__m512i; 2]; 4] = std::array::from_fn(|i| {
             let table = w4::table(panel, multipliers, group, part * 16 + i * 4);
             let [even, odd] = w4::expand(&registers[i], table);

@@ -1,7 +1,7 @@
 //! `w4` rows streamed from the stored tiles with AVX-512 VNNI.
 //!
 //! ```text
-//! direct, 1 ≤ M ≤ 4, a row of tiles [K/32][64 n][16 bytes], for each group of 128 k (4 tiles):
+//! direct, blocks of M ≤ 6 rows, a row of tiles [K/32][64 n][16 bytes], for each group of 128 k (4 tiles):
 //!   u[tile][m] = a + 128, its 16 even and its 16 odd k apart
 //!   for each register of 4 channels (16 of them):
 //!     table = for each of the 4 channels: value(nibble) × multiplier, 16 int8
@@ -9,16 +9,19 @@
 //!                     acc[m] += vpdpbusd(u.even[m], even) + vpdpbusd(u.odd[m], odd)
 //! acc −= 128 · Σ_k value·multiplier, done by the caller
 //! ```
-//! A channel's 16 bytes are one 128-bit lane, so one `pshufb` both decodes and multiplies.
+//! The tiles are read four abreast, so the lines needed 8 KiB later are prefetched in the order of memory: 51 µs
+//! → 26 µs for 896 × 896 at M = 1 (Zen 4, from memory). A channel's 16 bytes are one 128-bit lane, so one `pshufb` both decodes and multiplies.
 
 use std::arch::x86_64::*;
 
 use super::super::{Acc, PANEL, Panel, Rows, W4_TABLES};
-use super::vnni;
+use super::{prefetch, vnni};
 use crate::tiles::{TILE_BYTES, TILE_COLS, W4_GROUP};
 
 /// Tiles in a group.
 const TILES: usize = W4_GROUP / TILE_COLS;
+/// Bytes from a line in use to the line fetched meanwhile.
+const AHEAD: usize = 2 * TILES * TILE_BYTES;
 /// Registers in a tile, four channels each.
 const REGISTERS: usize = TILE_BYTES / 64;
 
@@ -37,9 +40,11 @@ vnni! {
                     *u = unsigned(&rows.values[at..at + TILE_COLS]);
                 }
             }
+            let next = tiles.as_ptr().cast::<i8>().wrapping_add(AHEAD);
             for (z, sums) in sums.iter_mut().enumerate() {
                 let table = table(panel, multipliers, group, z * 4);
-                for (tile, u) in tiles.iter().zip(&u) {
+                for (i, (tile, u)) in tiles.iter().zip(&u).enumerate() {
+                    prefetch::<_MM_HINT_T0>(next.wrapping_add((z * TILES + i) * 64));
                     let [even, odd] = expand(&tile.as_chunks::<64>().0[z], table);
                     for m in 0..M {
                         let sum = _mm512_dpbusd_epi32(sums[m], _mm512_broadcast_i32x4(u[m][0]), even);
