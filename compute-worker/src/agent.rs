@@ -45,7 +45,9 @@ pub(crate) async fn run(link: ValidLink, routes: Routes, tasks: Tasks, gate: Gat
                 info!(control_plane = link.address, "linked to the control plane");
                 match serve(socket, routes.clone(), &link.connection, &tasks, &gate).await {
                     Ok(()) => info!(control_plane = link.address, "the control plane closed the link"),
-                    Err(error) => warn!(control_plane = link.address, error = chain(&error), "the link broke"),
+                    Err(error) => {
+                        warn!(control_plane = link.address, error = chain(&error), "the link broke")
+                    }
                 }
                 if since.elapsed() >= WORKING {
                     backoff.reset();

@@ -240,7 +240,10 @@ impl EngineSection {
 impl LinkSection {
     fn validate(self, server: &ConnectionLimits) -> Result<Option<ValidLink>, ConfigError> {
         let Some(address) = self.control_plane else { return Ok(None) };
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        let port = address
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) {
             return Err(ConfigError::ControlPlane(address));
         }
@@ -278,7 +281,9 @@ fn is_gateway_id(id: &str) -> bool {
 
 /// Empty where the system does not tell; then the id must be configured.
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -286,7 +291,11 @@ mod tests {
     use super::*;
 
     fn usable() -> WorkerConfig {
-        WorkerConfig { bundles: vec!["bundle".into()], gateway_id: Some("gw-1".into()), ..WorkerConfig::default() }
+        WorkerConfig {
+            bundles: vec!["bundle".into()],
+            gateway_id: Some("gw-1".into()),
+            ..WorkerConfig::default()
+        }
     }
 
     fn error(edit: impl FnOnce(&mut WorkerConfig)) -> String {

@@ -50,7 +50,13 @@ struct Shared {
 }
 
 impl Inference {
-    pub(crate) fn new(gateway_id: String, models: Models, gate: Gate, tasks: Tasks, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        gateway_id: String,
+        models: Models,
+        gate: Gate,
+        tasks: Tasks,
+        metrics: Metrics,
+    ) -> Self {
         Self { shared: Arc::new(Shared { gateway_id, models, gate, prompts: Prompts::new(tasks), metrics }) }
     }
 }
@@ -61,7 +67,10 @@ type ResponseStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Sta
 impl v1::inference_service_server::InferenceService for Inference {
     type GenerateStream = ResponseStream;
 
-    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<ResponseStream>, Status> {
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<ResponseStream>, Status> {
         let arrival = Instant::now();
         let request_id = Uuid::new_v4().to_string();
         let span = info_span!(semconv::span::GENERATE, otel.kind = "server", request_id = %request_id);
@@ -119,7 +128,8 @@ impl Shared {
     ) -> Result<ResponseStream, Status> {
         let prepared = self.prepare(request, request_id, arrival, span).await;
         // What the engine itself refuses, it counts itself.
-        let Prepared { engine, request, field, admission } = prepared.inspect_err(|s| self.metrics.refused(s))?;
+        let Prepared { engine, request, field, admission } =
+            prepared.inspect_err(|s| self.metrics.refused(s))?;
         let info = engine.info();
         let started = v1::Started {
             request_id: request.id.clone(),

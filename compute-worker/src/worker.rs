@@ -9,7 +9,9 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use rookery_model::bundle::{Bundle, BundleError, NoProgress, Progress};
 use rookery_proto::{
-    server::{Gate, OnPanic, ReflectionError, Tasks, accept, add_health, add_reflection, add_shared_health, serve},
+    server::{
+        Gate, OnPanic, ReflectionError, Tasks, accept, add_health, add_reflection, add_shared_health, serve,
+    },
     v1::{
         gateway_service_server::GatewayServiceServer,
         inference_service_server::{InferenceServiceServer, SERVICE_NAME},

@@ -157,7 +157,8 @@ impl LinkSection {
             return Err(ConfigError::LinkZero(setting));
         }
         let heartbeat = self.heartbeat_interval;
-        let heartbeat_ms = u32::try_from(heartbeat.as_millis()).ok().filter(|ms| limit::HEARTBEAT_MS.contains(ms));
+        let heartbeat_ms =
+            u32::try_from(heartbeat.as_millis()).ok().filter(|ms| limit::HEARTBEAT_MS.contains(ms));
         Ok(ValidLinkSection {
             listen: self.listen,
             max_links: self.max_links.get() as usize,

@@ -114,9 +114,13 @@ impl RunningControlPlane {
         clean
     }
 
-    fn routes(&self, config: &ValidControlPlaneConfig) -> Result<(Routes, HealthReporter), ControlPlaneError> {
+    fn routes(
+        &self,
+        config: &ValidControlPlaneConfig,
+    ) -> Result<(Routes, HealthReporter), ControlPlaneError> {
         let metrics = Metrics::new(&self.fleet);
-        let inference = Inference::new(self.fleet.clone(), self.gate.clone(), config.routing.clone(), metrics);
+        let inference =
+            Inference::new(self.fleet.clone(), self.gate.clone(), config.routing.clone(), metrics);
         let most_bytes = config.limits.max_message_bytes.get() as usize;
         let mut routes = RoutesBuilder::default();
         routes.add_service(InferenceServiceServer::new(inference).max_decoding_message_size(most_bytes));

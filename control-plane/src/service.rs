@@ -52,7 +52,10 @@ type ResponseStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Sta
 impl v1::inference_service_server::InferenceService for Inference {
     type GenerateStream = ResponseStream;
 
-    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<ResponseStream>, Status> {
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<ResponseStream>, Status> {
         let span = route_span(&request, "Generate");
         let result = self.shared.generate(request, &span).await;
         match result {
@@ -84,7 +87,11 @@ impl v1::inference_service_server::InferenceService for Inference {
 }
 
 impl Shared {
-    async fn generate(&self, request: Request<v1::GenerateRequest>, span: &Span) -> Result<ResponseStream, Status> {
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+        span: &Span,
+    ) -> Result<ResponseStream, Status> {
         let arrival = Instant::now();
         let deadline = deadline::from_metadata(request.metadata(), arrival)?;
         let raw = request.into_inner();

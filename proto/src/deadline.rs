@@ -13,7 +13,6 @@ pub const HEADER: &str = "grpc-timeout";
 ///
 /// # Errors
 /// INVALID_ARGUMENT naming the header if it is not 1 to 8 digits and a unit, as the gRPC specification asks.
-#[expect(clippy::result_large_err, reason = "a status is what every handler returns")]
 pub fn from_metadata(metadata: &MetadataMap, now: Instant) -> Result<Option<Instant>, Status> {
     let Some(value) = metadata.get(HEADER) else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(parse).ok_or_else(|| {

@@ -19,9 +19,11 @@ pub mod trace_context;
 pub mod validate;
 
 /// Generated from `proto/rookery/v1/*.proto`.
+#[expect(clippy::allow_attributes, reason = "generated code brings its own")]
 pub mod v1 {
     tonic::include_proto!("rookery.v1");
 }
 
 /// Encoded `google.protobuf.FileDescriptorSet` of package `rookery.v1`, comments included, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rookery.v1.descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/rookery.v1.descriptors.bin"));

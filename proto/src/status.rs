@@ -74,7 +74,9 @@ impl Reason {
             Reason::ModelNotFound => Code::NotFound,
             Reason::QueueFull => Code::ResourceExhausted,
             Reason::DeadlineExceeded => Code::DeadlineExceeded,
-            Reason::NoGateway | Reason::GatewayLost | Reason::Draining | Reason::EngineFailed => Code::Unavailable,
+            Reason::NoGateway | Reason::GatewayLost | Reason::Draining | Reason::EngineFailed => {
+                Code::Unavailable
+            }
             Reason::Internal => Code::Internal,
         }
     }
@@ -151,7 +153,8 @@ fn invalid(reason: Reason, mut violations: Vec<(String, String)>, metadata: &[(&
         message.push_str(&format!("; and {more} more"));
     }
     let mut details = error_info(reason, metadata);
-    let violations = violations.into_iter().map(|(field, description)| FieldViolation::new(field, description));
+    let violations =
+        violations.into_iter().map(|(field, description)| FieldViolation::new(field, description));
     details.set_bad_request(violations.collect::<Vec<_>>());
     Status::with_error_details(reason.code(), message, details)
 }
@@ -199,7 +202,8 @@ mod tests {
     #[test]
     fn reasons_survive_the_wire() {
         for reason in Reason::ALL {
-            let status = refuse_with(reason, "m", &[("key", "value".into())], Some(Duration::from_millis(1500)));
+            let status =
+                refuse_with(reason, "m", &[("key", "value".into())], Some(Duration::from_millis(1500)));
             let (head, _) = status.into_http::<tonic::body::Body>().into_parts();
             let back = Status::from_header_map(&head.headers).unwrap();
             assert_eq!(back.code(), reason.code());

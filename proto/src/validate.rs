@@ -173,9 +173,19 @@ impl TryFrom<v1::GenerateRequest> for Generate {
         let sampling = check.sampling(request.sampling.unwrap_or_default());
         let stop = check.stop(request.stop.unwrap_or_default());
         let logprobs = request.logprobs.map(|logprobs| logprobs.top);
-        check.require(logprobs.unwrap_or(0) <= limit::TOP_LOGPROBS, "logprobs.top", || "must be at most 20".into());
+        check.require(logprobs.unwrap_or(0) <= limit::TOP_LOGPROBS, "logprobs.top", || {
+            "must be at most 20".into()
+        });
         let (model, priority, session_id) = (request.model, request.priority, request.session_id);
-        check.finish(input.map(|input| Generate { model, input, sampling, stop, logprobs, priority, session_id }))
+        check.finish(input.map(|input| Generate {
+            model,
+            input,
+            sampling,
+            stop,
+            logprobs,
+            priority,
+            session_id,
+        }))
     }
 }
 
@@ -226,12 +236,16 @@ impl Check {
     }
 
     fn at_most_bytes(&mut self, field: impl ToString, value: &str, most: usize) {
-        self.require(value.len() <= most, field, || format!("must have at most {most} bytes, has {}", value.len()));
+        self.require(value.len() <= most, field, || {
+            format!("must have at most {most} bytes, has {}", value.len())
+        });
     }
 
     /// NaN and infinities are in no range, so they are refused here too.
     fn range(&mut self, field: &str, value: f32, range: impl std::ops::RangeBounds<f32>, text: &str) {
-        self.require(value.is_finite() && range.contains(&value), field, || format!("must be {text}, is {value}"));
+        self.require(value.is_finite() && range.contains(&value), field, || {
+            format!("must be {text}, is {value}")
+        });
     }
 
     fn input(&mut self, input: Option<Input>) -> Option<Input> {

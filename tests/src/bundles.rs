@@ -63,7 +63,8 @@ pub fn pack_tiny(architecture: &str, name: &str) -> anyhow::Result<Packed> {
     let source = source::open(&fixture).with_context(|| format!("import {fixture:?}"))?;
     let folder = TempDir::with_prefix("rookery-tests-")?;
     let path = folder.path().join(name);
-    let options = PackOptions { name: name.to_owned(), recipe: Recipe::W8, threads: 2, ..PackOptions::default() };
+    let options =
+        PackOptions { name: name.to_owned(), recipe: Recipe::W8, threads: 2, ..PackOptions::default() };
     pack(source.as_ref(), &options, &path, &NoProgress).with_context(|| format!("pack {fixture:?}"))?;
     Ok(Packed { _folder: folder, path })
 }

@@ -67,7 +67,10 @@ impl Answer {
         assert!(self.finished.is_none(), "an event after Finished");
         match response.event.expect("an empty event") {
             Event::Started(started) => {
-                assert!(self.started.is_none() && self.token_ids.is_empty(), "Started is not the first event");
+                assert!(
+                    self.started.is_none() && self.token_ids.is_empty(),
+                    "Started is not the first event"
+                );
                 self.started = Some(started);
             }
             Event::Delta(delta) => {

@@ -27,7 +27,9 @@ const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 ///
 /// # Errors
 /// When it cannot be started.
-pub async fn control_plane(edit: impl FnOnce(&mut ControlPlaneConfig)) -> anyhow::Result<RunningControlPlane> {
+pub async fn control_plane(
+    edit: impl FnOnce(&mut ControlPlaneConfig),
+) -> anyhow::Result<RunningControlPlane> {
     let mut config = ControlPlaneConfig { listen: ANY_PORT.into(), ..ControlPlaneConfig::default() };
     config.link.listen = ANY_PORT.into();
     config.link.heartbeat_interval = Duration::from_millis(500);

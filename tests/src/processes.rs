@@ -1,12 +1,20 @@
 //! The real binary, as real processes that are killed when dropped.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
 };
 
 use anyhow::{Context, bail};
-use tokio::process::{Child, Command};
+use rookery_proto::v1::ListModelsRequest;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdin, Command},
+};
+
+use crate::{bundles::Packed, client::client, within};
 
 /// The `rookery` binary beside this test's own.
 ///
@@ -23,21 +31,105 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     Ok(binary)
 }
 
-/// Starts the binary with `arguments` and these settings in its environment; killed when dropped.
+/// A command that runs the binary with nothing of this process's settings.
 ///
 /// # Errors
-/// When it is not there or cannot be started.
-pub fn start(arguments: &[&str], settings: &[(&str, &str)]) -> anyhow::Result<Child> {
+/// When the binary is not there.
+pub fn rookery() -> anyhow::Result<Command> {
     let mut command = Command::new(binary()?);
-    command.args(arguments).envs(settings.iter().copied());
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    command.spawn().with_context(|| format!("start rookery {}", arguments.join(" ")))
+    let ours = |name: &str| ["ROOKERY_", "OTEL_", "RUST_LOG"].iter().any(|prefix| name.starts_with(prefix));
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| ours(name)).for_each(
+        |name| {
+            command.env_remove(name);
+        },
+    );
+    command.kill_on_drop(true).stdin(Stdio::null());
+    Ok(command)
 }
 
-/// A port that nothing uses at this moment.
-///
-/// # Errors
-/// When the machine has none.
-pub fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// A serving process, killed when dropped.
+pub struct Serving {
+    child: Child,
+    /// The process ends when this is closed.
+    _stdin: ChildStdin,
+    /// Its gRPC port.
+    pub listen: SocketAddr,
+    /// Where workers dial, if it is a control plane.
+    pub link: Option<SocketAddr>,
+}
+
+impl Serving {
+    /// Starts `rookery ARGUMENTS --supervised` and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not get that far.
+    pub async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = rookery()?;
+        command.args(arguments).arg("--supervised").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let what = format!("rookery {}", arguments.join(" "));
+        let mut child = command.spawn().with_context(|| format!("start {what}"))?;
+        let stdin = child.stdin.take().context("standard input is piped")?;
+        let stdout = child.stdout.take().context("standard output is piped")?;
+        let line = within(&what, BufReader::new(stdout).lines().next_line()).await?;
+        let ready: Value = serde_json::from_str(&line.with_context(|| format!("{what} ended"))?)?;
+        let address = |key: &str| ready[key].as_str().and_then(|text| text.parse().ok());
+        let listen = address("listen").with_context(|| format!("{what} says {ready}"))?;
+        Ok(Self { child, _stdin: stdin, listen, link: address("link") })
+    }
+
+    /// Kills it as the kernel would, without a chance to say goodbye.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
+    }
+}
+
+/// A control plane and workers as processes.
+pub struct ProcessFleet {
+    /// The control plane.
+    pub control_plane: Serving,
+    /// The workers.
+    pub workers: Vec<Serving>,
+}
+
+impl ProcessFleet {
+    /// Starts a control plane and `count` workers of `packed`, all with `flags`, and waits until they are linked.
+    ///
+    /// # Errors
+    /// When a process does not start.
+    pub async fn start(packed: &Packed, count: usize, flags: &[&str]) -> anyhow::Result<Self> {
+        const ANY: &str = "127.0.0.1:0";
+        let arguments = [&["control-plane", "--listen", ANY, "--link-listen", ANY], flags].concat();
+        let control_plane = Serving::start(&arguments).await?;
+        let link = control_plane.link.context("a control plane has a link port")?.to_string();
+        let bundle = packed.path().to_str().context("the bundle's path is not Unicode")?;
+        let mut workers = Vec::new();
+        for index in 0..count {
+            let id = format!("gw-{index}");
+            let own = ["worker", bundle, "--listen", ANY, "--gateway-id", &id, "--control-plane", &link];
+            let size = ["--threads", "1", "--kv-cache", "4MiB"];
+            workers.push(Serving::start(&[&own[..], &size, flags].concat()).await?);
+        }
+        let fleet = Self { control_plane, workers };
+        fleet.until_gateways(u32::try_from(count)?).await;
+        Ok(fleet)
+    }
+
+    /// Waits until `count` gateways serve the one model.
+    pub async fn until_gateways(&self, count: u32) {
+        let mut client = client(self.control_plane.listen);
+        within(&format!("{count} gateways are linked"), async {
+            loop {
+                let models =
+                    client.list_models(ListModelsRequest {}).await.map(|models| models.into_inner().models);
+                if models.is_ok_and(|models| models.iter().map(|model| model.gateways).sum::<u32>() == count)
+                {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
 }

@@ -109,7 +109,8 @@ impl gateway_service_server::GatewayService for Service {
         &self,
         _request: Request<v1::WatchGatewayRequest>,
     ) -> Result<Response<Self::WatchGatewayStream>, Status> {
-        let model = v1::Model { name: MODEL.to_owned(), digest: "sha256:scripted".into(), ..Default::default() };
+        let model =
+            v1::Model { name: MODEL.to_owned(), digest: "sha256:scripted".into(), ..Default::default() };
         let load = v1::ModelLoad { model: Some(model), free_blocks: u32::MAX, ..Default::default() };
         let status = v1::GatewayStatus {
             gateway_id: self.id.clone(),

@@ -36,7 +36,10 @@ fn position_logprobs(position: &PositionLogprobs, tokenizer: &Tokenizer) -> v1::
         logprob: token.logprob,
         bytes: tokenizer.token_bytes(token.token_id).unwrap_or_default().to_vec(),
     };
-    v1::TokenLogprobs { chosen: Some(convert(&position.chosen)), top: position.top.iter().map(convert).collect() }
+    v1::TokenLogprobs {
+        chosen: Some(convert(&position.chosen)),
+        top: position.top.iter().map(convert).collect(),
+    }
 }
 
 pub(super) fn finished(finished: Finished) -> v1::Finished {

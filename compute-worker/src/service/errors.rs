@@ -13,8 +13,10 @@ pub(super) fn submit(field: &str, error: SubmitError) -> Status {
     let message = error.to_string();
     match error {
         SubmitError::QueueFull { queued_requests, queued_tokens, retry_after } => {
-            let metadata =
-                [("queuedRequests", queued_requests.to_string()), ("queuedTokens", queued_tokens.to_string())];
+            let metadata = [
+                ("queuedRequests", queued_requests.to_string()),
+                ("queuedTokens", queued_tokens.to_string()),
+            ];
             status::refuse_with(Reason::QueueFull, message, &metadata, Some(retry_after))
         }
         SubmitError::PromptTooLong { prompt, context } => status::prompt_too_long(field, prompt, context),

@@ -31,7 +31,6 @@ impl Models {
     }
 
     /// The engine of the named model, or the only one if `name` is empty.
-    #[expect(clippy::result_large_err, reason = "a status is what every handler returns")]
     pub(crate) fn find(&self, name: &str) -> Result<&EngineHandle, Status> {
         if name.is_empty() {
             let mut all = self.0.values();

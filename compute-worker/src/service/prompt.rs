@@ -41,7 +41,7 @@ impl Prompts {
             Input::Text(text) if text.len() <= SHORT_BYTES => {
                 return tokenizer.encode_text(&text).map_err(|error| errors::tokenizer("text", &error));
             }
-            other => other,
+            long @ (Input::Text(_) | Input::Chat(_)) => long,
         };
         let tokenizer = Arc::clone(tokenizer);
         let work = async {
@@ -50,20 +50,22 @@ impl Prompts {
         };
         let result = match deadline {
             // Dropping the wait is safe: work that has begun ends by itself and is forgotten.
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| errors::deadline())?,
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| errors::deadline())?
+            }
             None => work.await,
         };
         result.unwrap_or_else(|| Err(status::refuse(Reason::Internal, "the tokenizer failed on this input")))
     }
 }
 
-#[expect(clippy::result_large_err, reason = "a status is what every handler returns")]
 fn encode(tokenizer: &Tokenizer, input: Input) -> Result<Vec<u32>, Status> {
     match input {
         Input::TokenIds(ids) => Ok(ids),
         Input::Text(text) => tokenizer.encode_text(&text).map_err(|error| errors::tokenizer("text", &error)),
         Input::Chat(messages) => {
-            let message = |m: rookery_proto::v1::ChatMessage| ChatMessage { role: m.role, content: m.content };
+            let message =
+                |m: rookery_proto::v1::ChatMessage| ChatMessage { role: m.role, content: m.content };
             let messages: Vec<_> = messages.into_iter().map(message).collect();
             tokenizer.encode_chat(&messages).map_err(|error| errors::chat(&error))
         }

@@ -71,7 +71,9 @@ impl Running {
             () = passed => return Err(self.failed(errors::deadline())),
         };
         let event = match event {
-            Some(Event::Started { prompt_tokens, cached_tokens }) => self.started(prompt_tokens, cached_tokens),
+            Some(Event::Started { prompt_tokens, cached_tokens }) => {
+                self.started(prompt_tokens, cached_tokens)
+            }
             Some(Event::Delta(delta)) => {
                 v1::generate_response::Event::Delta(convert::delta(delta, &self.call.tokenizer))
             }

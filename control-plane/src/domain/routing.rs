@@ -77,7 +77,9 @@ mod tests {
     }
 
     fn idle(ids: &[GatewayId]) -> Vec<Candidate<'_>> {
-        ids.iter().map(|id| Candidate { id, in_flight: 0, reported: 0, queued_tokens: 0, free_blocks: 10 }).collect()
+        ids.iter()
+            .map(|id| Candidate { id, in_flight: 0, reported: 0, queued_tokens: 0, free_blocks: 10 })
+            .collect()
     }
 
     #[test]

@@ -69,7 +69,10 @@ mod tests {
     use super::*;
 
     fn load(name: &str) -> v1::ModelLoad {
-        v1::ModelLoad { model: Some(v1::Model { name: name.into(), ..Default::default() }), ..Default::default() }
+        v1::ModelLoad {
+            model: Some(v1::Model { name: name.into(), ..Default::default() }),
+            ..Default::default()
+        }
     }
 
     fn status(id: &str, models: Vec<v1::ModelLoad>) -> v1::GatewayStatus {

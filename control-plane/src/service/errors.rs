@@ -64,7 +64,8 @@ pub(super) fn pass_on(gateway: &GatewayId, status: &Status) -> Status {
 
 /// Whether another gateway may do better, given that nothing of the answer has reached the client.
 pub(super) fn is_worth_retrying(status: &Status) -> bool {
-    status::is_transport_failure(status) || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+    status::is_transport_failure(status)
+        || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
 }
 
 #[cfg(test)]

@@ -34,7 +34,10 @@ impl Metrics {
         Self(Arc::new(Instruments {
             attempts: meter.u64_counter(semconv::metric::ATTEMPTS).with_unit("{attempt}").build(),
             refusals: meter.u64_counter(semconv::metric::REFUSALS).with_unit("{request}").build(),
-            first_event: meter.f64_histogram(semconv::metric::ROUTE_TIME_TO_FIRST_EVENT).with_unit("s").build(),
+            first_event: meter
+                .f64_histogram(semconv::metric::ROUTE_TIME_TO_FIRST_EVENT)
+                .with_unit("s")
+                .build(),
         }))
     }
 

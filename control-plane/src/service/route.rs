@@ -78,7 +78,11 @@ impl Router {
     }
 
     /// Sends `message` to one gateway after the other until one has begun to answer.
-    pub(super) async fn route<M: Method>(&self, call: &Call<'_>, message: M) -> Result<Routed<M::Answer>, Status> {
+    pub(super) async fn route<M: Method>(
+        &self,
+        call: &Call<'_>,
+        message: M,
+    ) -> Result<Routed<M::Answer>, Status> {
         let mut tried: Vec<LinkId> = Vec::new();
         let mut failure: Option<Status> = None;
         for number in 1..=self.config.max_attempts.get() {
@@ -86,7 +90,8 @@ impl Router {
                 Ok(place) => place,
                 Err(status) => return Err(failure.filter(is_full).unwrap_or(status)),
             };
-            let attempt = Attempt { span: attempt_span(call.span, &place, number), deadline: call.deadline, place };
+            let attempt =
+                Attempt { span: attempt_span(call.span, &place, number), deadline: call.deadline, place };
             let (gateway, link) = (attempt.place.reservation.gateway.clone(), attempt.place.reservation.link);
             let result = tokio::select! {
                 biased;
@@ -115,7 +120,12 @@ impl Router {
     }
 
     /// A place on a gateway that was not tried yet. Waits for one unless those tried are merely full.
-    async fn place(&self, call: &Call<'_>, tried: &[LinkId], failure: Option<&Status>) -> Result<Place, Status> {
+    async fn place(
+        &self,
+        call: &Call<'_>,
+        tried: &[LinkId],
+        failure: Option<&Status>,
+    ) -> Result<Place, Status> {
         let now = Instant::now();
         let wait = if failure.is_some_and(is_full) { Duration::ZERO } else { self.config.wait_for_gateway };
         let end = (now + wait).min(call.deadline.unwrap_or(now + wait));

@@ -40,7 +40,13 @@ impl Gate {
     pub fn new(calls: u32) -> Self {
         let most = calls.max(1);
         let new = CancellationToken::new;
-        Self { permits: Arc::new(Semaphore::new(most as usize)), most, draining: new(), cut: new(), closed: new() }
+        Self {
+            permits: Arc::new(Semaphore::new(most as usize)),
+            most,
+            draining: new(),
+            cut: new(),
+            closed: new(),
+        }
     }
 
     /// Admits one call.
@@ -48,7 +54,6 @@ impl Gate {
     /// # Errors
     /// UNAVAILABLE with reason DRAINING while draining, RESOURCE_EXHAUSTED with reason QUEUE_FULL when full, both
     /// with `RetryInfo`.
-    #[expect(clippy::result_large_err, reason = "a status is what every handler returns")]
     pub fn admit(&self) -> Result<Admission, Status> {
         if self.is_draining() {
             return Err(Self::draining_status());

@@ -68,7 +68,8 @@ where
         .keep_alive_timeout(limits.keepalive_timeout)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(MAX_HEADER_BYTES);
-    let connection = builder.serve_connection(TokioIo::new(checked), TowerToHyperService::new(routes.prepare()));
+    let connection =
+        builder.serve_connection(TokioIo::new(checked), TowerToHyperService::new(routes.prepare()));
     let mut connection = pin!(connection);
     // Both arms may be dropped and polled again: the connection is pinned outside.
     tokio::select! {

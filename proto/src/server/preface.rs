@@ -36,7 +36,10 @@ pin_project_lite::pin_project! {
 }
 
 /// Waits for the preface, at most for `limit`.
-pub(super) async fn check<S: AsyncRead + Unpin>(mut stream: S, limit: Duration) -> Result<Checked<S>, PrefaceError> {
+pub(super) async fn check<S: AsyncRead + Unpin>(
+    mut stream: S,
+    limit: Duration,
+) -> Result<Checked<S>, PrefaceError> {
     let mut bytes = [0; PREFACE.len()];
     timeout(limit, async {
         // Compared as it arrives, so that a peer that sends something else is not waited for.
@@ -56,7 +59,11 @@ pub(super) async fn check<S: AsyncRead + Unpin>(mut stream: S, limit: Duration) 
 }
 
 impl<S: AsyncRead> AsyncRead for Checked<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.project();
         let left = &PREFACE[*this.replayed..];
         if left.is_empty() {

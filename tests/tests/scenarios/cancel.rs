@@ -31,7 +31,8 @@ async fn a_client_that_goes_away_frees_everything_along_the_path() {
     }
     let after = generate(&fleet.client(), ids(vec![7; 20], 16)).await.unwrap();
     assert_eq!(after.token_ids, expected.token_ids);
-    let in_flight: u64 = fleet.control_plane.fleet().gateways().iter().map(|(_, in_flight, _)| in_flight).sum();
+    let in_flight: u64 =
+        fleet.control_plane.fleet().gateways().iter().map(|(_, in_flight, _)| in_flight).sum();
     assert_eq!(in_flight, 0);
     fleet.stop().await;
 }

@@ -9,7 +9,9 @@ use rookery_tests::{
     within,
 };
 use tonic::Code;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 async fn health(address: std::net::SocketAddr, service: &str) -> ServingStatus {
     let request = HealthCheckRequest { service: service.to_owned() };
@@ -51,7 +53,8 @@ async fn a_draining_worker_finishes_its_streams_and_takes_no_more() {
     let (clean, finished) = within("the stream ends and the worker drains", async {
         tokio::join!(leaving.worker.drain(), async {
             while let Some(response) = stream.message().await.unwrap() {
-                if let Some(rookery_proto::v1::generate_response::Event::Finished(finished)) = response.event {
+                if let Some(rookery_proto::v1::generate_response::Event::Finished(finished)) = response.event
+                {
                     return Some(finished);
                 }
             }

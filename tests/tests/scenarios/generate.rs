@@ -14,7 +14,8 @@ fn sampled(request: v1::GenerateRequest, seed: Option<u64>) -> v1::GenerateReque
 }
 
 fn chat(messages: &[(&str, &str)], max_tokens: u32) -> v1::GenerateRequest {
-    let message = |(role, content): &(&str, &str)| v1::ChatMessage { role: (*role).into(), content: (*content).into() };
+    let message =
+        |(role, content): &(&str, &str)| v1::ChatMessage { role: (*role).into(), content: (*content).into() };
     let messages = messages.iter().map(message).collect();
     v1::GenerateRequest { input: Some(Input::Chat(v1::Chat { messages })), ..text("", max_tokens) }
 }
@@ -72,13 +73,15 @@ async fn every_reason_to_stop_is_told() {
     let last = *whole.token_ids.last().unwrap();
     let first_at = whole.token_ids.iter().position(|&id| id == last).unwrap();
     let stop = v1::StopParams { token_ids: vec![last], ignore_eos: true, ..Default::default() };
-    let stopped = generate(&client, v1::GenerateRequest { stop: Some(stop), ..text("The rooks", 24) }).await.unwrap();
+    let stopped =
+        generate(&client, v1::GenerateRequest { stop: Some(stop), ..text("The rooks", 24) }).await.unwrap();
     assert_eq!(reason(&stopped), FinishReason::StopToken);
     assert_eq!(stopped.token_ids, whole.token_ids[..=first_at]);
 
     let characters: Vec<_> = whole.text.chars().filter(|c| *c != '\u{fffd}').collect();
     if let Some(middle) = characters.get(characters.len() / 2) {
-        let stop = v1::StopParams { strings: vec![middle.to_string()], ignore_eos: true, ..Default::default() };
+        let stop =
+            v1::StopParams { strings: vec![middle.to_string()], ignore_eos: true, ..Default::default() };
         let request = v1::GenerateRequest { stop: Some(stop), ..text("The rooks", 24) };
         let stopped = generate(&client, request).await.unwrap();
         assert_eq!(reason(&stopped), FinishReason::StopString);
@@ -94,7 +97,8 @@ async fn every_reason_to_stop_is_told() {
 #[tokio::test]
 async fn logprobs_come_with_every_token() {
     let fleet = Fleet::start(1).await.unwrap();
-    let request = v1::GenerateRequest { logprobs: Some(v1::LogprobParams { top: 3 }), ..text("When the", 12) };
+    let request =
+        v1::GenerateRequest { logprobs: Some(v1::LogprobParams { top: 3 }), ..text("When the", 12) };
     let answer = generate(&fleet.client(), request).await.unwrap();
     assert_eq!(answer.logprobs.len(), answer.token_ids.len());
     for (position, id) in answer.logprobs.iter().zip(&answer.token_ids) {
@@ -132,7 +136,8 @@ async fn tokenize_gives_the_ids_that_generate_would_use() {
 async fn list_models_counts_gateways() {
     let fleet = Fleet::start(2).await.unwrap();
     let models = fleet.client().list_models(v1::ListModelsRequest {}).await.unwrap().into_inner().models;
-    let direct = fleet.workers[0].client().list_models(v1::ListModelsRequest {}).await.unwrap().into_inner().models;
+    let direct =
+        fleet.workers[0].client().list_models(v1::ListModelsRequest {}).await.unwrap().into_inner().models;
     assert_eq!(models.len(), 1);
     assert_eq!((&*models[0].name, models[0].gateways), (MODEL, 2));
     assert_eq!(direct, [v1::Model { gateways: 1, ..models[0].clone() }]);

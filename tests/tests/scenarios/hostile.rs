@@ -42,8 +42,11 @@ async fn send(address: SocketAddr, bytes: &[u8]) {
 async fn noise_on_any_port_disturbs_nobody() {
     let fleet = Fleet::start(1).await.unwrap();
     let expected = generate(&fleet.client(), text("The rooks", 12)).await.unwrap();
-    let ports =
-        [fleet.control_plane.address(), fleet.control_plane.link_address(), fleet.workers[0].worker.address()];
+    let ports = [
+        fleet.control_plane.address(),
+        fleet.control_plane.link_address(),
+        fleet.workers[0].worker.address(),
+    ];
     for seed in 0..12 {
         for port in ports {
             send(port, &noise(seed, 1 + 97 * seed as usize)).await;
@@ -70,8 +73,11 @@ async fn peers_that_say_nothing_are_closed() {
         config.link.handshake_timeout = quick;
     };
     let fleet = Fleet::start_with(1, edit, settings).await.unwrap();
-    let ports =
-        [fleet.control_plane.address(), fleet.control_plane.link_address(), fleet.workers[0].worker.address()];
+    let ports = [
+        fleet.control_plane.address(),
+        fleet.control_plane.link_address(),
+        fleet.workers[0].worker.address(),
+    ];
     for port in ports {
         for said in [&b""[..], &PREFACE[..11]] {
             let mut socket = TcpStream::connect(port).await.unwrap();

@@ -1,5 +1,7 @@
 //! Scenarios of a fleet in one process.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod cancel;
 mod drain;
 mod generate;

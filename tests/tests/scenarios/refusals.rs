@@ -27,10 +27,13 @@ async fn a_full_queue_says_when_to_try_again() {
     // One runs, two wait; what comes after is refused. How soon the first one runs is up to the engine.
     while refused.len() < 2 {
         for client in [fleet.client(), worker.client()] {
-            match within("an answer or a refusal", tokio::time::timeout(Duration::from_millis(500), {
-                let client = client.clone();
-                async move { generate(&client, text("The rooks", 2)).await }
-            }))
+            match within(
+                "an answer or a refusal",
+                tokio::time::timeout(Duration::from_millis(500), {
+                    let client = client.clone();
+                    async move { generate(&client, text("The rooks", 2)).await }
+                }),
+            )
             .await
             {
                 Ok(Err(error)) => refused.push(error),
@@ -42,7 +45,10 @@ async fn a_full_queue_says_when_to_try_again() {
         }
     }
     for error in refused {
-        assert_eq!((error.code(), status::reason_of(&error)), (Code::ResourceExhausted, Some(Reason::QueueFull)));
+        assert_eq!(
+            (error.code(), status::reason_of(&error)),
+            (Code::ResourceExhausted, Some(Reason::QueueFull))
+        );
         assert!(status::retry_after(&error).is_some_and(|after| after > Duration::ZERO), "{error:?}");
     }
     waiting.abort_all();
@@ -71,19 +77,24 @@ async fn a_deadline_is_honoured_in_the_queue_and_while_tokens_are_produced() {
     for mut client in [fleet.client(), worker.client()] {
         worker.hold.hold();
         // The channel's own timer covers only the time to the response's head, and may win that race.
-        let error = match client.generate(with_deadline(text("The rooks", 2), Duration::from_millis(200))).await {
-            Ok(response) => collect(response.into_inner()).await.1.unwrap_err(),
-            Err(error) => error,
-        };
+        let error =
+            match client.generate(with_deadline(text("The rooks", 2), Duration::from_millis(200))).await {
+                Ok(response) => collect(response.into_inner()).await.1.unwrap_err(),
+                Err(error) => error,
+            };
         assert!(matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled), "{error:?}");
         worker.hold.release();
         worker.until_idle().await;
 
         worker.hold.hold_soon();
-        let mut stream = client.generate(with_header(ids(vec![5; 8], 0), "1500m")).await.unwrap().into_inner();
+        let mut stream =
+            client.generate(with_header(ids(vec![5; 8], 0), "1500m")).await.unwrap().into_inner();
         stream.message().await.unwrap().unwrap();
         let error = collect_rest(stream).await;
-        assert_eq!((error.code(), status::reason_of(&error)), (Code::DeadlineExceeded, Some(Reason::DeadlineExceeded)));
+        assert_eq!(
+            (error.code(), status::reason_of(&error)),
+            (Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))
+        );
         worker.hold.release();
         worker.until_idle().await;
     }
@@ -112,12 +123,16 @@ async fn bad_parameters_are_named_by_worker_and_control_plane() {
         request
     };
     let stop = |stop: v1::StopParams| v1::GenerateRequest { stop: Some(stop), ..text("x", 1) };
-    let chat = |messages| v1::GenerateRequest { input: Some(Input::Chat(v1::Chat { messages })), ..text("", 1) };
+    let chat =
+        |messages| v1::GenerateRequest { input: Some(Input::Chat(v1::Chat { messages })), ..text("", 1) };
     let cases = [
         (v1::GenerateRequest { input: None, ..text("x", 1) }, "input"),
         (v1::GenerateRequest { priority: 1000, ..text("x", 1) }, "priority"),
         (v1::GenerateRequest { session_id: "s".repeat(300), ..text("x", 1) }, "session_id"),
-        (v1::GenerateRequest { logprobs: Some(v1::LogprobParams { top: 50 }), ..text("x", 1) }, "logprobs.top"),
+        (
+            v1::GenerateRequest { logprobs: Some(v1::LogprobParams { top: 50 }), ..text("x", 1) },
+            "logprobs.top",
+        ),
         (ids(vec![], 1), "token_ids"),
         (ids(vec![1, VOCABULARY], 1), "token_ids"),
         (text("", 1), "text"),
@@ -157,9 +172,14 @@ async fn bad_parameters_are_named_by_worker_and_control_plane() {
 async fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
     let fleet = Fleet::start(1).await.unwrap();
     for client in [fleet.client(), fleet.workers[0].client()] {
-        for (request, field) in [(ids(vec![1; 700], 1), "token_ids"), (text(&"\u{1F426}".repeat(700), 1), "text")] {
+        for (request, field) in
+            [(ids(vec![1; 700], 1), "token_ids"), (text(&"\u{1F426}".repeat(700), 1), "text")]
+        {
             let error = generate(&client, request).await.unwrap_err();
-            assert_eq!((error.code(), status::reason_of(&error)), (Code::InvalidArgument, Some(Reason::PromptTooLong)));
+            assert_eq!(
+                (error.code(), status::reason_of(&error)),
+                (Code::InvalidArgument, Some(Reason::PromptTooLong))
+            );
             assert_eq!(status::field_violations(&error)[0].0, field);
             assert!(error.message().contains(&CONTEXT_TOKENS.to_string()), "{error}");
             assert!(field == "text" || error.message().contains("700"), "{error}");

@@ -9,7 +9,7 @@ use rookery_proto::{
 use rookery_tests::{
     bundles::MODEL,
     client::{client, collect, generate, text},
-    fleet::{Fleet, TestWorker, control_plane, until_linked},
+    fleet::{Fleet, TestWorker, WorkerSettings, control_plane, until_linked},
     scripted::{Script, ScriptedGateway},
     within,
 };
@@ -37,7 +37,10 @@ async fn requests_spread_over_the_least_loaded() {
 async fn a_session_stays_on_its_gateway_while_load_permits() {
     let fleet = Fleet::start(3).await.unwrap();
     let client = fleet.client();
-    let session = |id: &str| v1::GenerateRequest { session_id: id.into(), ..text("The rooks came back to the elms in", 4) };
+    let session = |id: &str| v1::GenerateRequest {
+        session_id: id.into(),
+        ..text("The rooks came back to the elms in", 4)
+    };
     let mut homes = std::collections::BTreeSet::new();
     for id in ["a", "b", "c", "d", "e", "f", "g", "h"] {
         let home = generate(&client, session(id)).await.unwrap().gateway().to_owned();
@@ -81,13 +84,17 @@ async fn a_gateway_that_fails_before_the_first_event_costs_only_time() {
 
 #[tokio::test]
 async fn a_real_worker_that_stops_before_the_first_token_costs_only_time() {
-    let mut fleet = Fleet::start(2).await.unwrap();
+    let short = |settings: &mut WorkerSettings| settings.config.drain_timeout = Duration::from_secs(1);
+    let mut fleet = Fleet::start_with(2, |_| {}, short).await.unwrap();
     fleet.workers.iter().for_each(|worker| worker.hold.hold());
     let client = fleet.client();
-    let request = tokio::task::JoinSet::from_iter([async move { generate(&client, text("The rooks", 8)).await }]);
+    let request =
+        tokio::task::JoinSet::from_iter([async move { generate(&client, text("The rooks", 8)).await }]);
     let busy = within("one of the workers has the request", async {
         loop {
-            let has = |worker: &TestWorker| worker.worker.load(MODEL).is_some_and(|load| load.running + load.queued > 0);
+            let has = |worker: &TestWorker| {
+                worker.worker.load(MODEL).is_some_and(|load| load.running + load.queued > 0)
+            };
             if let Some(index) = fleet.workers.iter().position(has) {
                 return index;
             }
@@ -123,8 +130,10 @@ async fn a_gateway_lost_after_the_first_event_is_an_error() {
 
 #[tokio::test]
 async fn attempts_are_bounded_and_errors_of_the_request_are_not_retried() {
-    let control_plane = control_plane(|config| config.routing.wait_for_gateway = Duration::ZERO).await.unwrap();
-    let full = Script::Refuse(|| status::refuse_with(Reason::QueueFull, "full", &[], Some(Duration::from_secs(9))));
+    let control_plane =
+        control_plane(|config| config.routing.wait_for_gateway = Duration::ZERO).await.unwrap();
+    let full =
+        Script::Refuse(|| status::refuse_with(Reason::QueueFull, "full", &[], Some(Duration::from_secs(9))));
     let mut gateways = Vec::new();
     for index in 0..5 {
         let id = format!("full-{index}");
@@ -151,7 +160,8 @@ async fn attempts_are_bounded_and_errors_of_the_request_are_not_retried() {
 
 #[tokio::test]
 async fn unknown_models_and_missing_gateways_are_told_apart() {
-    let mut fleet = Fleet::start_with(1, |c| c.routing.wait_for_gateway = Duration::ZERO, |_| {}).await.unwrap();
+    let mut fleet =
+        Fleet::start_with(1, |c| c.routing.wait_for_gateway = Duration::ZERO, |_| {}).await.unwrap();
     let client = fleet.client();
     let unknown = v1::GenerateRequest { model: "nonesuch".into(), ..text("x", 1) };
     for client in [&client, &fleet.workers[0].client()] {
@@ -169,7 +179,8 @@ async fn unknown_models_and_missing_gateways_are_told_apart() {
 
 #[tokio::test]
 async fn a_request_waits_for_a_gateway_that_is_about_to_come() {
-    let control_plane = control_plane(|c| c.routing.wait_for_gateway = Duration::from_secs(50)).await.unwrap();
+    let control_plane =
+        control_plane(|c| c.routing.wait_for_gateway = Duration::from_secs(50)).await.unwrap();
     let client = client(control_plane.address());
     let link = control_plane.link_address();
     let (answer, worker) =
@@ -215,7 +226,8 @@ async fn a_newer_link_of_the_same_gateway_replaces_the_older() {
 #[tokio::test]
 async fn a_gateway_that_falls_silent_is_lost() {
     let fleet = Fleet::start(0).await.unwrap();
-    let gateway = ScriptedGateway::start("silent", fleet.control_plane.link_address(), Script::Hang).await.unwrap();
+    let gateway =
+        ScriptedGateway::start("silent", fleet.control_plane.link_address(), Script::Hang).await.unwrap();
     until_linked(&fleet.control_plane, 1).await;
     let since = Instant::now();
     gateway.fall_silent();

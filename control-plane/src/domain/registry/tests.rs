@@ -43,7 +43,8 @@ fn reservations_spread_before_any_report_comes() {
     for name in ["a", "b", "c"] {
         registry.link(id(name), (), serving(&["m"]));
     }
-    let mut seen: Vec<_> = (0..6).map(|random| registry.reserve("m", None, &[], random).unwrap().gateway).collect();
+    let mut seen: Vec<_> =
+        (0..6).map(|random| registry.reserve("m", None, &[], random).unwrap().gateway).collect();
     seen.sort();
     assert_eq!(seen, ["a", "a", "b", "b", "c", "c"].map(id));
 }
@@ -60,10 +61,10 @@ fn names_are_resolved_or_refused_with_what_there_is() {
     registry.link(id("b"), (), serving(&["m", "n"]));
     let ambiguous = NoRoute::Ambiguous { available: vec!["m".into(), "n".into()] };
     assert_eq!(registry.reserve("", None, &[], 0), Err(ambiguous));
-    assert_eq!(registry.models().iter().map(|(model, count)| (&*model.name, *count)).collect::<Vec<_>>(), [
-        ("m", 2),
-        ("n", 1)
-    ]);
+    assert_eq!(
+        registry.models().iter().map(|(model, count)| (&*model.name, *count)).collect::<Vec<_>>(),
+        [("m", 2), ("n", 1)]
+    );
     let draining = GatewayState { accepting: false, ..serving(&["m", "n"]) };
     let (b, _) = registry.link(id("b"), (), draining);
     assert_eq!(registry.reserve("n", None, &[], 0), Err(NoRoute::NoneLive), "known, but leaving");

@@ -1,0 +1,147 @@
+//! Scenarios with real processes: traces across all of them, and a worker that is killed.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::time::{Duration, Instant};
+
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use rookery_proto::{
+    semconv::{attribute, span},
+    status::{self, Reason},
+};
+use rookery_tests::{
+    bundles::{MODEL, tiny},
+    client::{Client, client, generate, text},
+    otlp::{Collector, Received},
+    processes::{ProcessFleet, rookery},
+    within,
+};
+
+fn named<'a>(spans: &'a [Received], name: &str) -> Vec<&'a Received> {
+    spans.iter().filter(|received| received.span.name == name).collect()
+}
+
+#[tokio::test]
+async fn one_generation_is_one_trace_parent_by_parent() {
+    let collector = Collector::start().await.unwrap();
+    let endpoint = collector.endpoint();
+    let packed = tiny().unwrap();
+    let fleet = ProcessFleet::start(&packed, 1, &["--otlp-endpoint", &endpoint]).await.unwrap();
+    let mut command = rookery().unwrap();
+    let target = format!("http://{}", fleet.control_plane.listen);
+    command.args(["generate", "The rooks came back", "--endpoint", &target, "--model", MODEL]);
+    command.args(["--max-tokens", "8", "--json", "--otlp-endpoint", &endpoint]);
+    let output = within("rookery generate", command.output()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    const NAMES: [&str; 7] =
+        [span::CLIENT, span::ROUTE, span::ATTEMPT, span::GENERATE, span::QUEUE, span::PREFILL, span::DECODE];
+    let all = |spans: &[Received]| NAMES.iter().all(|name| !named(spans, name).is_empty());
+    let spans = collector.until("a span of every part", all).await;
+    let one = |name: &str| {
+        let found = named(&spans, name);
+        assert_eq!(found.len(), 1, "{name}");
+        found[0]
+    };
+    let tree = [
+        (span::CLIENT, None, "rookery-generate", SpanKind::Client),
+        (span::ROUTE, Some(span::CLIENT), "rookery-control-plane", SpanKind::Server),
+        (span::ATTEMPT, Some(span::ROUTE), "rookery-control-plane", SpanKind::Client),
+        (span::GENERATE, Some(span::ATTEMPT), "rookery-worker", SpanKind::Server),
+        (span::QUEUE, Some(span::GENERATE), "rookery-worker", SpanKind::Internal),
+        (span::PREFILL, Some(span::GENERATE), "rookery-worker", SpanKind::Internal),
+        (span::DECODE, Some(span::GENERATE), "rookery-worker", SpanKind::Internal),
+    ];
+    let trace = &one(span::CLIENT).span.trace_id;
+    for (name, parent, service, kind) in tree {
+        let received = one(name);
+        assert_eq!(&received.span.trace_id, trace, "{name}");
+        let parent_id = parent.map(|parent| one(parent).span.span_id.clone()).unwrap_or_default();
+        assert_eq!(received.span.parent_span_id, parent_id, "{name} is not a child of {parent:?}");
+        assert_eq!(received.service, service, "{name}");
+        assert_eq!(received.span.kind(), kind, "{name}");
+        assert!(received.span.start_time_unix_nano <= received.span.end_time_unix_nano, "{name}");
+    }
+    assert_eq!(one(span::ATTEMPT).text(attribute::GATEWAY_ID), "gw-0");
+    let generate = one(span::GENERATE);
+    assert_eq!(generate.text(attribute::REQUEST_MODEL), MODEL);
+    assert_eq!(generate.text(attribute::OPERATION_NAME), "text_completion");
+    assert_eq!(generate.integer(attribute::REQUEST_MAX_TOKENS), Some(8));
+    let generated = generate.integer(attribute::USAGE_OUTPUT_TOKENS).unwrap();
+    assert!((1..=8).contains(&generated), "{generated}");
+    assert!(generate.integer(attribute::USAGE_INPUT_TOKENS).is_some_and(|tokens| tokens > 0));
+}
+
+/// The median time of a few generations, and their tokens.
+async fn measure(client: &Client, rounds: usize) -> (Duration, Vec<u32>) {
+    let mut times = Vec::new();
+    let mut tokens = Vec::new();
+    for _ in 0..rounds {
+        let start = Instant::now();
+        tokens = generate(client, text("The rooks came back", 64)).await.unwrap().token_ids;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    (times[times.len() / 2], tokens)
+}
+
+#[tokio::test]
+async fn a_dead_collector_changes_neither_tokens_nor_latency() {
+    // It takes connections, by the kernel, and never answers: worse than a port that refuses.
+    let black_hole = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let endpoint = format!("http://{}", black_hole.local_addr().unwrap());
+    let packed = tiny().unwrap();
+    let without = ProcessFleet::start(&packed, 1, &[]).await.unwrap();
+    let with = ProcessFleet::start(&packed, 1, &["--otlp-endpoint", &endpoint]).await.unwrap();
+    let (quiet, dead) = (client(without.control_plane.listen), client(with.control_plane.listen));
+    let (_, expected) = measure(&quiet, 5).await;
+    assert_eq!(measure(&dead, 5).await.1, expected);
+    // In turns, so that whatever else the machine does falls on both.
+    let mut slower = Vec::new();
+    for _ in 0..7 {
+        let (base, _) = measure(&quiet, 9).await;
+        let (time, tokens) = measure(&dead, 9).await;
+        assert_eq!(tokens, expected);
+        slower.push(time.as_secs_f64() / base.as_secs_f64());
+    }
+    slower.sort_by(f64::total_cmp);
+    assert!(slower[3] < 1.5, "generations take {slower:?} times as long");
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_at_most_the_streams_it_had_begun() {
+    let packed = tiny().unwrap();
+    let mut fleet = ProcessFleet::start(&packed, 2, &[]).await.unwrap();
+    let address = fleet.control_plane.listen;
+    let expected = generate(&client(address), text("The rooks", 100)).await.unwrap().token_ids;
+    let mut streams = tokio::task::JoinSet::new();
+    let (answered, mut count) = tokio::sync::watch::channel(0);
+    for _ in 0..4 {
+        let (client, answered) = (client(address), answered.clone());
+        streams.spawn(async move {
+            let mut answers = Vec::new();
+            for _ in 0..30 {
+                answers.push(generate(&client, text("The rooks", 100)).await);
+                answered.send_modify(|count| *count += 1);
+            }
+            answers
+        });
+    }
+    // In the middle of them.
+    within("some answers", count.wait_for(|count| *count >= 20)).await.unwrap();
+    fleet.workers[1].kill().await.unwrap();
+    let answers = within("all generations end", streams.join_all()).await;
+    let mut lost = 0;
+    for answer in answers.into_iter().flatten() {
+        match answer {
+            Ok(answer) => assert_eq!(answer.token_ids, expected),
+            Err(error) => {
+                assert_eq!(status::reason_of(&error), Some(Reason::GatewayLost), "{error:?}");
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost <= 4, "{lost} generations were lost, and only 4 can have run");
+    fleet.until_gateways(1).await;
+    assert_eq!(generate(&client(address), text("The rooks", 100)).await.unwrap().gateway(), "gw-0");
+}
