@@ -39,15 +39,15 @@ dotprod! {
                 for (k, (tile, out)) in tiles.iter().zip(out.chunks_exact_mut(QUADS)).enumerate() {
                     let group = k * TILE_COLS / W4_GROUP;
                     for n in (0..PANEL).step_by(4) {
-                        let mut c = [[vdupq_n_s8(0); 4]; 2];
-                        for i in 0..4 {
+                        let [mut first, mut second] = [[vdupq_n_s8(0); 4]; 2];
+                        for (i, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
                             let row = n + i;
                             let multiplier =
                                 if row < panel.rows { multipliers[row * panel.groups() + group] & 15 } else { 0 };
-                            [c[0][i], c[1][i]] = expand(&tile.as_chunks().0[row], multiplier as i8);
+                            [*first, *second] = expand(&tile.as_chunks().0[row], multiplier as i8);
                         }
-                        store(c[0], out, n);
-                        store(c[1], &mut out[4..], n);
+                        store(first, out, n);
+                        store(second, &mut out[4..], n);
                     }
                 }
             }

@@ -48,8 +48,8 @@ dotprod! {
         let (parts, _) = quad.0.as_chunks::<16>();
         for z in 0..4 {
             let w = load(&parts[strip * 4 + z]);
-            for m in 0..M {
-                sums[m][z] = sdot_lane::<LANE>(sums[m][z], w, a[m]);
+            for (sums, &a) in sums.iter_mut().zip(a) {
+                sums[z] = sdot_lane::<LANE>(sums[z], w, a);
             }
         }
     }
@@ -68,11 +68,10 @@ dotprod! {
             quad::<2, M>(&mut sums, &quads[2], strip, &a);
             quad::<3, M>(&mut sums, &quads[3], strip, &a);
         }
-        for m in 0..M {
-            for z in 0..4 {
-                let to = &mut acc[m].as_chunks_mut::<4>().0[strip * 4 + z];
+        for (acc, sums) in acc.iter_mut().zip(sums) {
+            for (to, sum) in acc.as_chunks_mut::<4>().0[strip * 4..].iter_mut().zip(sums) {
                 // SAFETY: the array is as long as the store.
-                unsafe { vst1q_s32(to.as_mut_ptr(), sums[m][z]) };
+                unsafe { vst1q_s32(to.as_mut_ptr(), sum) };
             }
         }
     }
