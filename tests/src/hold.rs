@@ -1,6 +1,9 @@
 //! A backend that can be held: an engine that stands still in the middle of a step, for as long as a test wants.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{
+    Arc, Condvar, Mutex, PoisonError,
+    atomic::{AtomicU32, Ordering},
+};
 
 use rookery_compute_worker::backend::{Backend, BackendError, CpuBackend};
 use rookery_kernels::{Activations, Kernels, LinearJob, Pool};
@@ -15,6 +18,8 @@ pub struct Hold {
 struct State {
     /// Linear layers that may still be computed; `None`: any number.
     left: Mutex<Option<u32>>,
+    /// Engines that stand still.
+    waiting: AtomicU32,
     changed: Condvar,
 }
 
@@ -34,6 +39,11 @@ impl Hold {
     pub fn hold_soon(&self) {
         // A step of the tiny model computes about nine linear layers.
         self.state.set(Some(60));
+    }
+
+    /// Whether an engine stands still now: it has work, and is in the middle of a step.
+    pub fn is_holding(&self) -> bool {
+        self.state.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// Lets them go on.
@@ -68,7 +78,9 @@ impl Backend for HeldBackend {
         jobs: &mut [LinearJob<'_>],
     ) -> Result<(), BackendError> {
         let left = self.state.left.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state.waiting.fetch_add(1, Ordering::SeqCst);
         let left = self.state.changed.wait_while(left, |left| *left == Some(0));
+        self.state.waiting.fetch_sub(1, Ordering::SeqCst);
         if let Some(left) = left.unwrap_or_else(PoisonError::into_inner).as_mut() {
             *left -= 1;
         }

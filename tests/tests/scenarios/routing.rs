@@ -92,10 +92,7 @@ async fn a_real_worker_that_stops_before_the_first_token_costs_only_time() {
         tokio::task::JoinSet::from_iter([async move { generate(&client, text("The rooks", 8)).await }]);
     let busy = within("one of the workers has the request", async {
         loop {
-            let has = |worker: &TestWorker| {
-                worker.worker.load(MODEL).is_some_and(|load| load.running + load.queued > 0)
-            };
-            if let Some(index) = fleet.workers.iter().position(has) {
+            if let Some(index) = fleet.workers.iter().position(|worker| worker.hold.is_holding()) {
                 return index;
             }
             tokio::task::yield_now().await;
