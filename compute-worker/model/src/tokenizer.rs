@@ -58,6 +58,16 @@ pub enum TokenizerError {
     /// A feature of the JSON would make the result random or is unknown in the model families served.
     #[error("tokenizer json: {0} is not supported")]
     UnsupportedFeature(&'static str),
+    /// A step of the JSON is of a kind that the model families served do not use.
+    #[error("tokenizer json: {part} of type {found:?} is not supported (supported: {supported})")]
+    UnsupportedPart {
+        /// `normalizer` or `pre_tokenizer`.
+        part: &'static str,
+        /// Type found; empty if it has none.
+        found: String,
+        /// Types that work.
+        supported: String,
+    },
     /// The JSON is not one of a tokenizer.
     #[error("tokenizer json")]
     Json(#[source] Box<dyn Error + Send + Sync>),
@@ -80,6 +90,44 @@ pub enum TokenizerError {
         first: u32,
         /// Higher id.
         second: u32,
+    },
+    /// Two texts have the same id.
+    #[error("token {id} is both {first:?} and {second:?}")]
+    DuplicateId {
+        /// The id.
+        id: u32,
+        /// One text.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Added tokens that are not in the vocabulary follow it in order, without holes; this one does not.
+    #[error("added token {text:?} is listed as {id}, but would be {found:?}")]
+    AddedTokenId {
+        /// The token's text.
+        text: String,
+        /// Its id in the JSON.
+        id: u32,
+        /// The id that encoding would give it.
+        found: Option<u32>,
+    },
+    /// The tokenizer does not belong to the model.
+    #[error("the tokenizer has {tokens} tokens where the model has {rows}")]
+    MoreThanModel {
+        /// Highest id, plus one.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// A token's text is longer than any tokenizer makes.
+    #[error("token {id} has {bytes} bytes, more than {max}")]
+    TokenTooLong {
+        /// Which token.
+        id: usize,
+        /// Bytes of its text.
+        bytes: usize,
+        /// Most that is accepted.
+        max: usize,
     },
     /// A token id lies outside the vocabulary.
     #[error("{what} is token {id}, outside the vocabulary of {vocabulary}")]
@@ -125,7 +173,7 @@ pub enum TokenizerError {
 
 /// One model's tokenizer. Immutable; share it freely among threads.
 pub struct Tokenizer {
-    /// Set to treat special tokens as text; `specials` finds them where they count.
+    /// Treats special tokens as text; `specials` finds them where they count.
     inner: tokenizers::Tokenizer,
     config: TokenizerConfig,
     bytes: TokenBytes,
@@ -138,14 +186,7 @@ impl Tokenizer {
     /// # Errors
     /// When the JSON is not a tokenizer of a supported kind, or `config` names ids that it lacks.
     pub fn new(json: &str, config: TokenizerConfig) -> Result<Self, TokenizerError> {
-        json::check(json)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(TokenizerError::Json)?;
-        inner.set_encode_special_tokens(true);
-        inner.with_truncation(None).map_err(TokenizerError::Json)?.with_padding(None);
-        let bytes = TokenBytes::new(&inner)?;
-        let added = inner.get_added_tokens_decoder().into_iter();
-        let specials =
-            Specials::new(added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)));
+        let (inner, bytes, specials) = json::read(json)?;
         let named =
             config.bos.map(|id| ("bos", id)).into_iter().chain(config.eos.iter().map(|&id| ("eos", id)));
         for (what, id) in named {
@@ -154,6 +195,22 @@ impl Tokenizer {
             }
         }
         Ok(Tokenizer { inner, config, bytes, specials })
+    }
+
+    /// [`Tokenizer::new`] for a model with `rows` tokens: every id it gives has a row in the embedding.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::new`], and when the tokenizer has more tokens than that.
+    pub(crate) fn for_model(
+        json: &str,
+        config: TokenizerConfig,
+        rows: usize,
+    ) -> Result<Self, TokenizerError> {
+        let tokenizer = Self::new(json, config)?;
+        match tokenizer.vocabulary() {
+            tokens if tokens > rows => Err(TokenizerError::MoreThanModel { tokens, rows }),
+            _ => Ok(tokenizer),
+        }
     }
 
     /// Token ids of plain text, after `bos` where the model wants it. Text that looks like a special token stays text.

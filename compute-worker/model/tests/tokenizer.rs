@@ -193,7 +193,7 @@ fn content_cannot_end_a_turn() {
 #[test]
 fn a_wrong_vocabulary_is_refused_by_name() {
     type Change = fn(&mut GgufVocab);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 10] = [
         (|v| v.model = "t5".into(), r#"tokenizer model "t5" is not supported (supported: gpt2, llama)"#),
         (|v| v.tokens.clear(), "vocabulary is empty"),
         (|v| v.scores.truncate(3), "vocabulary has 800 tokens but 3 scores"),
@@ -201,6 +201,7 @@ fn a_wrong_vocabulary_is_refused_by_name() {
         (|v| v.token_types.push(1), "vocabulary has 800 tokens but 801 token types"),
         (|v| v.scores[7] = f32::NAN, "score of token 7 is not a number"),
         (|v| v.tokens[799] = "<s>".into(), r#"tokens 1 and 799 have the same text "<s>""#),
+        (|v| v.tokens[5] = "a".repeat(513), "token 5 has 513 bytes, more than 512"),
         (|v| v.eos = Some(800), "eos is token 800, outside the vocabulary of 800"),
         (
             |v| (v.model, v.pre) = ("gpt2".into(), "tekken".into()),
@@ -242,6 +243,50 @@ fn a_wrong_json_is_refused() {
     let prefix =
         r#"{"model": {"type": "BPE", "continuing_subword_prefix": "aaa", "vocab": {"a": 0}, "merges": []}}"#;
     assert!(matches!(new(prefix), TokenizerError::UnsupportedFeature(_)));
+}
+
+#[test]
+fn a_json_that_the_tokenizers_crate_would_misread_is_refused() {
+    let new = |added: &str, steps: &str, merges: &str| {
+        let model = format!(
+            r#"{{"type": "BPE", "vocab": {{"aa": 0, "bb": 1, "b": 2, "aab": 3}}, "merges": {merges}}}"#
+        );
+        let json = format!(r#"{{"added_tokens": [{added}], {steps} "model": {model}}}"#);
+        Tokenizer::new(&json, TokenizerConfig::default()).map_err(|error| error.to_string())
+    };
+    let added = |id: u32, text: &str| {
+        format!(
+            r#"{{"id": {id}, "content": "{text}", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}}"#
+        )
+    };
+    for merges in [r#"[["aa", "b"]]"#, r#"["aa b"]"#] {
+        let tokenizer = new(&added(4, "<s>"), "", merges).unwrap();
+        assert_eq!((tokenizer.vocabulary(), tokenizer.token_bytes(4)), (5, Some(&b""[..])));
+    }
+    let step = |kind: &str| format!(r#""pre_tokenizer": {{"type": "Sequence", "pretokenizers": [{kind}]}},"#);
+    let fixed = step(r#"{"type": "FixedLength", "length": 0}"#);
+    let cases = [
+        // Longer than every token: the crate's buffer is as long as the longest.
+        (new("", "", r#"[["aa", "bb"]]"#), r#"merge 0 ("aa bb"): its parts or the whole are no tokens"#),
+        (new("", "", r#"[["aa", "b", "c"]]"#), "tokenizer json"),
+        (new(&added(3, "<s>"), "", "[]"), r#"token 3 is both "<s>" and "aab""#),
+        (new(&added(9, "<s>"), "", "[]"), r#"added token "<s>" is listed as 9, but would be Some(4)"#),
+        (
+            new("", &fixed, "[]"),
+            "tokenizer json: pre_tokenizer of type \"FixedLength\" is not supported (supported: Sequence, ByteLevel, \
+             Digits, Metaspace, Split)",
+        ),
+    ];
+    for (found, message) in cases {
+        assert_eq!(found.unwrap_err(), message);
+    }
+}
+
+#[test]
+fn a_vocabulary_always_gives_the_same_json() {
+    let json = || gguf_to_tokenizer_json(spm_vocab()).unwrap().0;
+    assert!(json() == json());
 }
 
 #[derive(Deserialize)]

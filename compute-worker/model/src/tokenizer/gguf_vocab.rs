@@ -3,7 +3,7 @@
 //! llama.cpp's behaviour is the reference, down to what it does differently from the tokenizer a model was trained
 //! with (no Unicode normalisation for Qwen2), because GGUF files are made for it and measured with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -85,6 +85,10 @@ const END_OF_GENERATION: [&str; 12] = [
 /// Ends a generation where it is special. Elsewhere it is HTML: Qwen's vocabulary has it as an ordinary token, at which
 /// llama.cpp stops all the same.
 const END_OF_SEQUENCE: &str = "</s>";
+
+/// Longest text of a SentencePiece token in bytes; trainers stop at 64. Pairs are looked for at every place where a token
+/// can be cut, so the work grows with the square of its length.
+const MAX_SCORED_BYTES: usize = 512;
 
 /// Texts that are special whatever their type says: llama.cpp holds a wrong type for a mistake of the conversion.
 const ALWAYS_SPECIAL: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
@@ -257,6 +261,10 @@ fn sentence_piece(
         let tokens = vocab.tokens.len();
         return Err(TokenizerError::ListLength { list: "scores", found: 0, tokens });
     }
+    if let Some((id, text)) = vocab.tokens.iter().enumerate().find(|(_, text)| text.len() > MAX_SCORED_BYTES)
+    {
+        return Err(TokenizerError::TokenTooLong { id, bytes: text.len(), max: MAX_SCORED_BYTES });
+    }
     let mut pairs: Vec<(f32, u32, u32)> = Vec::new();
     for (id, text) in vocab.tokens.iter().enumerate().filter(|(id, _)| types[*id] == TokenType::Normal) {
         let cuts = text.char_indices().skip(1).filter_map(|(cut, _)| {
@@ -299,7 +307,11 @@ fn sentence_piece(
 
 /// `model.vocab`. Added tokens are in it too: that is what gives them their own ids.
 fn vocabulary(ids: &HashMap<&str, u32>) -> Value {
-    Value::Object(ids.iter().map(|(&text, &id)| (text.to_owned(), Value::from(id))).collect::<Map<_, _>>())
+    // Sorted, not as hashed: the JSON's bytes go into the bundle's digest, and a map may keep the order of insertion.
+    let sorted: BTreeMap<&str, u32> = ids.iter().map(|(&text, &id)| (text, id)).collect();
+    Value::Object(
+        sorted.into_iter().map(|(text, id)| (text.to_owned(), Value::from(id))).collect::<Map<_, _>>(),
+    )
 }
 
 fn added_tokens(tokens: &[String], types: &[TokenType]) -> Value {

@@ -1,16 +1,16 @@
 //! The bytes that each token stands for.
 
-use tokenizers::decoders::DecoderWrapper;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::models::bpe::Vocab;
 
 use super::TokenizerError;
+use super::json::Added;
 
 /// Highest token id accepted, plus one: far past any vocabulary, so that a hostile id cannot make a huge table.
 const MAX_VOCABULARY: usize = 1 << 24;
 
 /// How the text of a vocabulary entry encodes bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Alphabet {
+pub(super) enum Alphabet {
     /// GPT-2's: each byte is one printable character.
     ByteLevel,
     /// SentencePiece's: `▁` is a space, and `<0x0A>` is one byte.
@@ -28,30 +28,36 @@ pub(super) struct TokenBytes {
 }
 
 impl TokenBytes {
-    pub(super) fn new(tokenizer: &tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
-        let alphabet = if is_byte_level(tokenizer) { Alphabet::ByteLevel } else { Alphabet::SentencePiece };
-        let added = tokenizer.get_added_tokens_decoder();
-        let mut entries: Vec<(u32, String)> =
-            tokenizer.get_vocab(true).into_iter().map(|(text, id)| (id, text)).collect();
-        entries.sort_unstable();
-        let vocabulary = entries.last().map_or(0, |(id, _)| *id as usize + 1);
+    /// The bytes of every token of a vocabulary; what is said of an added token counts.
+    pub(super) fn new(vocab: &Vocab, added: &[Added], alphabet: Alphabet) -> Result<Self, TokenizerError> {
+        let normal = vocab.iter().map(|(text, &id)| (id, text.as_str(), None));
+        let added = added.iter().map(|added| (added.id, added.token.content.as_str(), Some(&added.token)));
+        let mut entries: Vec<_> = added.chain(normal).collect();
+        entries.sort_unstable_by_key(|&(id, text, added)| (id, text, added.is_none()));
+        let vocabulary = entries.last().map_or(0, |&(id, ..)| id as usize + 1);
         if vocabulary > MAX_VOCABULARY {
             return Err(TokenizerError::VocabularyTooLarge { vocabulary, max: MAX_VOCABULARY });
         }
         let mut table =
             TokenBytes { data: Vec::new(), ends: Vec::with_capacity(vocabulary), holes: Vec::new() };
-        for (id, text) in &entries {
-            // Two texts with one id: the first stands.
-            if table.ends.len() > *id as usize {
-                continue;
+        let mut before = None;
+        for (id, text, added) in entries {
+            match before.replace((id, text)) {
+                // An added token that the vocabulary has too.
+                Some(same) if same == (id, text) => continue,
+                Some((other, first)) if other == id => {
+                    let (first, second) = (first.to_owned(), text.to_owned());
+                    return Err(TokenizerError::DuplicateId { id, first, second });
+                }
+                _ => {}
             }
-            while table.ends.len() < *id as usize {
+            while table.ends.len() < id as usize {
                 table.holes.push(table.ends.len() as u32);
                 table.close();
             }
-            match added.get(id) {
+            match added {
                 Some(token) if token.special => {}
-                Some(token) => table.data.extend_from_slice(token.content.as_bytes()),
+                Some(_) => table.data.extend_from_slice(text.as_bytes()),
                 None => alphabet.decode(text, &mut table.data),
             }
             table.close();
@@ -125,25 +131,6 @@ fn byte_of(character: char) -> Option<u8> {
         Ok(byte) => is_printable(byte).then_some(byte),
         Err(_) => OTHERS.get(code as usize - 0x100).copied(),
     }
-}
-
-fn is_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
-    tokenizer.get_decoder().is_some_and(decodes_bytes)
-        || tokenizer.get_pre_tokenizer().is_some_and(splits_bytes)
-}
-
-fn decodes_bytes(decoder: &DecoderWrapper) -> bool {
-    if let DecoderWrapper::Sequence(sequence) = decoder {
-        return sequence.get_decoders().iter().any(decodes_bytes);
-    }
-    matches!(decoder, DecoderWrapper::ByteLevel(_))
-}
-
-fn splits_bytes(pre_tokenizer: &PreTokenizerWrapper) -> bool {
-    if let PreTokenizerWrapper::Sequence(sequence) = pre_tokenizer {
-        return sequence.as_ref().iter().any(splits_bytes);
-    }
-    matches!(pre_tokenizer, PreTokenizerWrapper::ByteLevel(_))
 }
 
 #[cfg(test)]
