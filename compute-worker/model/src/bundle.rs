@@ -120,13 +120,13 @@ impl Bundle {
     /// The bundle's tokenizer, parsed anew at each call.
     ///
     /// # Errors
-    /// [`BundleError::Tokenizer`] if its JSON is not a tokenizer, [`BundleError::Document`] if that of its config is
-    /// not one.
+    /// [`BundleError::Tokenizer`] if its JSON is not a tokenizer for this model, [`BundleError::Document`] if that of its
+    /// config is not one.
     pub fn tokenizer(&self) -> Result<Tokenizer, BundleError> {
         let config = oci::parse_json("tokenizer config", self.tokenizer_config.bytes())?;
         let json = std::str::from_utf8(self.tokenizer.bytes())
             .map_err(|error| BundleError::Document { document: "tokenizer", fault: error.to_string() })?;
-        Tokenizer::new(json, config).map_err(BundleError::Tokenizer)
+        Tokenizer::for_model(json, config, self.info.config.model.vocab).map_err(BundleError::Tokenizer)
     }
 
     /// Bytes of mapped weights.

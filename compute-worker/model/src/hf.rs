@@ -85,8 +85,8 @@ impl ModelSource for HfModel {
     fn description(&self) -> String {
         let types: Vec<String> =
             self.weights.types().into_iter().map(|(dtype, count)| format!("{count} × {dtype}")).collect();
-        let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
-        format!("Hugging Face folder {name:?}, {}, {}", self.config.architecture, types.join(", "))
+        // Not the folder's name: the description goes into the bundle's digest, which depends on contents only.
+        format!("Hugging Face folder, {}, {}", self.config.architecture, types.join(", "))
     }
 }
 

@@ -27,6 +27,7 @@ use crate::bundle::{
 use crate::config::ModelConfig;
 use crate::names::TensorName;
 use crate::source::{ImportError, ModelSource};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 use layout_writer::LayoutWriter;
 use weight_blob::BlobPacker;
 
@@ -119,6 +120,9 @@ pub enum PackError {
     /// The source could not be read.
     #[error("cannot read the source")]
     Source(#[from] ImportError),
+    /// The source's tokenizer cannot be served.
+    #[error("tokenizer")]
+    Tokenizer(#[source] TokenizerError),
     /// A weight is infinite or not a number.
     #[error("tensor {tensor} holds {value} in row {row}; the source is corrupt")]
     NotFinite {
@@ -157,6 +161,9 @@ pub fn pack(
 ) -> Result<BundleInfo, PackError> {
     check_name(&options.name).map_err(|fault| PackError::Name { name: options.name.clone(), fault })?;
     let writer = LayoutWriter::create(out, options.existing)?;
+    // Built once to find every fault now that would otherwise show when the bundle is served.
+    Tokenizer::for_model(source.tokenizer_json(), source.tokenizer_config().clone(), source.config().vocab)
+        .map_err(PackError::Tokenizer)?;
     let config = BundleConfig {
         schema_version: SCHEMA_VERSION,
         name: options.name.clone(),

@@ -50,7 +50,8 @@ pub trait ModelSource: Sync {
     /// When a file cannot be read.
     fn digest(&self) -> Result<String, ImportError>;
 
-    /// One line for people: format, family, name, storage types.
+    /// One line for people: format, family, the name inside the file if it has one, storage types. Depends on contents
+    /// only, never on where they lie.
     fn description(&self) -> String;
 
     /// Number of weights, a tied head counted once.

@@ -370,3 +370,19 @@ fn a_source_that_fails_leaves_an_existing_bundle_alone() {
     assert!(files(&path) == before);
     assert!(!matches!(Bundle::open(&path, &NoProgress), Err(BundleError::Unfinished { .. })));
 }
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("model");
+    let source = RandomSource::new(rookery_model::config::ModelConfig { vocab: 2, ..small_config() });
+    let error = pack(&source, &options(Recipe::W8, 1), &path, &NoProgress).unwrap_err();
+    assert_eq!(support::chain(&error), "tokenizer: the tokenizer has 3 tokens where the model has 2");
+
+    let (_parent, path) = packed(small_config(), Recipe::W8);
+    support::Editor(&path).edit_layer("tokenizer.json", |bytes| {
+        *bytes = String::from_utf8(bytes.clone()).unwrap().replace(r#""b":1"#, r#""b":131"#).into_bytes();
+    });
+    let error = Bundle::open(&path, &NoProgress).unwrap().tokenizer().unwrap_err();
+    assert_eq!(support::chain(&error), "tokenizer: the tokenizer has 132 tokens where the model has 131");
+}

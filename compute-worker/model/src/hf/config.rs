@@ -136,12 +136,13 @@ impl Rope {
             parameters.as_ref().map(|parameters| parameters.float("rope_theta")).transpose()?.flatten();
         let theta = new_theta.or(json.float("rope_theta")?).unwrap_or(10_000.0);
         let plain = Self { theta, position_scale: 1.0, factors: None };
+        if let (Some(new), Some(old)) = (&parameters, &scaling)
+            && Self::kind(new)? != Self::kind(old)?
+        {
+            return Err(json.error("rope_scaling", "disagrees with rope_parameters"));
+        }
         let Some(scaling) = parameters.or(scaling) else { return Ok(plain) };
-        let kind = match scaling.string("rope_type")? {
-            Some(kind) => Some(kind),
-            None => scaling.string("type")?,
-        };
-        match kind {
+        match Self::kind(&scaling)? {
             // Parameters by kind of layer would otherwise look like none at all.
             None if scaling.get("factor").is_none() && scaling.get("full_attention").is_none() => Ok(plain),
             None => Err(scaling.error("rope_type", "missing")),
@@ -154,6 +155,13 @@ impl Rope {
                 format!("rope scaling {other:?}"),
                 "supported: default, linear, llama3",
             )),
+        }
+    }
+
+    fn kind(scaling: &Object) -> Result<Option<&str>, ImportError> {
+        match scaling.string("rope_type")? {
+            Some(kind) => Ok(Some(kind)),
+            None => scaling.string("type"),
         }
     }
 }

@@ -32,11 +32,7 @@ pub(super) fn read_tokenizer(
     };
     let tokenizer_config = read_tokenizer_config(folder, config, &json)?;
     // Building it once finds every fault now that would otherwise show when a packed model is served.
-    let built = Tokenizer::new(&json, tokenizer_config.clone()).map_err(ImportError::Tokenizer)?;
-    if built.vocabulary() > vocabulary {
-        let fault = format!("has {} tokens where the model has {vocabulary}", built.vocabulary());
-        return Err(ImportError::malformed(name, fault));
-    }
+    Tokenizer::for_model(&json, tokenizer_config.clone(), vocabulary).map_err(ImportError::Tokenizer)?;
     Ok((json, tokenizer_config))
 }
 

@@ -30,11 +30,12 @@ impl Bytes {
     /// Opens a file; its length is taken once.
     pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
         let io = |source| ImportError::io(path, source);
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
+        // Before opening: to open a pipe is to wait for its writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(ImportError::malformed(path.display().to_string(), "not a regular file"));
         }
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
         Ok(Self { path: path.to_owned(), len: metadata.len(), from: From::File(file) })
     }
 
