@@ -25,7 +25,7 @@
 //!
 //! Every file read here may be hostile. Readers return one `thiserror` enum per operation family whose message
 //! names the file or tensor, the fault, and where it helps the remedy; no input makes them panic. The only
-//! `unsafe` is in [`mapping`], with its proof.
+//! `unsafe` is in the private module `mapping`, with its proof.
 
 pub mod bundle;
 pub mod chat;
@@ -33,7 +33,7 @@ pub mod config;
 pub mod dequant;
 pub mod gguf;
 pub mod hf;
-pub mod mapping;
+pub(crate) mod mapping;
 pub mod names;
 pub mod pack;
 pub mod source;

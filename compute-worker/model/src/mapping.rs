@@ -20,7 +20,7 @@ compile_error!(
 /// by mapping only blobs named by the digest of their contents, after checking that digest, from folders that
 /// the packer writes once and renames into place. Replacing a bundle swaps folders: the mapped inode stays.
 #[derive(Debug)]
-pub struct Mapping(Option<Mmap>);
+pub(crate) struct Mapping(Option<Mmap>);
 
 impl Mapping {
     /// Maps all of `file`. An empty file gives an empty slice.
@@ -28,7 +28,7 @@ impl Mapping {
     /// # Errors
     ///
     /// Whatever the operating system says to `mmap`.
-    pub fn new(file: &File) -> io::Result<Self> {
+    pub(crate) fn new(file: &File) -> io::Result<Self> {
         if file.metadata()?.len() == 0 {
             return Ok(Self(None)); // mmap refuses length 0
         }
@@ -41,20 +41,20 @@ impl Mapping {
     }
 
     /// The mapped bytes.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or(&[])
     }
 }
 
 /// The same bytes as signed integers.
-pub fn as_i8(bytes: &[u8]) -> &[i8] {
+pub(crate) fn as_i8(bytes: &[u8]) -> &[i8] {
     // SAFETY: u8 and i8 have the same size and alignment, and every bit pattern is valid for both. The result
     // borrows `bytes`.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i8>(), bytes.len()) }
 }
 
 /// Little-endian f32 values in place, or `None` if `bytes` is not 4-aligned or not a multiple of 4 long.
-pub fn as_f32(bytes: &[u8]) -> Option<&[f32]> {
+pub(crate) fn as_f32(bytes: &[u8]) -> Option<&[f32]> {
     // SAFETY: every bit pattern is a valid f32, and `align_to` yields only properly aligned elements inside
     // `bytes`.
     let (head, values, tail) = unsafe { bytes.align_to::<f32>() };
@@ -62,7 +62,7 @@ pub fn as_f32(bytes: &[u8]) -> Option<&[f32]> {
 }
 
 /// Little-endian i32 values in place, or `None` if `bytes` is not 4-aligned or not a multiple of 4 long.
-pub fn as_i32(bytes: &[u8]) -> Option<&[i32]> {
+pub(crate) fn as_i32(bytes: &[u8]) -> Option<&[i32]> {
     // SAFETY: every bit pattern is a valid i32, and `align_to` yields only properly aligned elements inside
     // `bytes`.
     let (head, values, tail) = unsafe { bytes.align_to::<i32>() };

@@ -107,13 +107,6 @@ pub struct Quality {
 }
 
 impl BundleConfig {
-    /// The entry of a tensor, if the bundle stores it under its own name.
-    pub fn tensor(&self, name: TensorName) -> Option<&TensorEntry> {
-        self.tensors.iter().find(|entry| entry.name == name)
-    }
-}
-
-impl BundleConfig {
     /// Parses a config blob and checks it whole: what it says of the model, and that the tensor table is exactly the
     /// model's tensors in order, each fully covered by segments of a fitting precision.
     ///

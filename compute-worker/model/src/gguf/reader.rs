@@ -9,7 +9,7 @@ const WINDOW: usize = 1 << 16;
 
 /// Where a header must end. The largest vocabularies take 15 MB; the bound is on the memory that hostile
 /// arrays of small numbers cost once widened.
-const HEADER_LIMIT: u64 = 1 << 27;
+const HEADER_LIMIT: u64 = 1 << 26;
 
 /// A position in the header.
 pub(super) struct Reader<'a> {
