@@ -42,5 +42,6 @@ pub use generation::Generation;
 pub use handle::{Engine, EngineHandle, Load, ModelInfo};
 pub use random::Philox;
 pub use request::{
-    Delta, Event, FinishReason, Finished, PositionLogprobs, Request, Sampling, Stop, Timings, TokenLogprob, Usage,
+    Delta, Event, FinishReason, Finished, PositionLogprobs, Request, Sampling, Stop, Timings, TokenLogprob,
+    Usage,
 };

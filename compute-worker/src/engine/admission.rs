@@ -1,7 +1,8 @@
 //! The door of the engine: validates requests and bounds what waits, in requests and in prompt tokens.
 //!
 //! Counting happens where requests are submitted, so that a refusal costs neither a message nor a wait. A
-//! [`QueuePlace`] is what a waiting request holds of these bounds; dropping it gives the place back.
+//! [`QueuePlace`] is what a waiting request holds of these bounds; it gives the place back when it runs or ends, and
+//! takes it again when it is preempted. Then more may wait than the bounds allow, and nothing is let in until less do.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,7 +104,7 @@ impl Admission {
         }
         queued.requests += 1;
         queued.tokens += tokens;
-        Ok(QueuePlace { admission: Arc::clone(self), tokens })
+        Ok(QueuePlace { admission: Arc::clone(self), held: Some(tokens) })
     }
 
     /// What waits now.
@@ -150,17 +151,41 @@ impl Admission {
     }
 }
 
-/// A waiting request's share of the queue's bounds. Dropped when the request first runs, or ends before that.
+/// A request's share of the queue's bounds while it waits.
 pub(crate) struct QueuePlace {
     admission: Arc<Admission>,
-    tokens: usize,
+    /// Tokens that wait to be read, while it waits.
+    held: Option<usize>,
+}
+
+impl QueuePlace {
+    /// Whether the request waits.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// The request runs.
+    pub(crate) fn leave(&mut self) {
+        if let Some(tokens) = self.held.take() {
+            let mut queued = self.admission.lock();
+            queued.requests -= 1;
+            queued.tokens -= tokens;
+        }
+    }
+
+    /// The request waits again, with `tokens` to be read, whatever the bounds say: it was let in already.
+    pub(crate) fn retake(&mut self, tokens: usize) {
+        self.leave();
+        self.held = Some(tokens);
+        let mut queued = self.admission.lock();
+        queued.requests += 1;
+        queued.tokens += tokens;
+    }
 }
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
-        let mut queued = self.admission.lock();
-        queued.requests -= 1;
-        queued.tokens -= self.tokens;
+        self.leave();
     }
 }
 
@@ -199,6 +224,18 @@ mod tests {
         ));
         drop(first);
         assert!(door.admit(request(1)).is_ok());
+    }
+
+    #[test]
+    fn a_place_taken_again_counts_beyond_the_bounds() {
+        let door = admission(1, 1000);
+        let (mut running, _a) = door.admit(request(3)).unwrap();
+        running.place.leave();
+        let (_waiting, _b) = door.admit(request(4)).unwrap();
+        running.place.retake(5);
+        assert_eq!(door.queued(), Queued { requests: 2, tokens: 9 });
+        drop(running);
+        assert_eq!(door.queued(), Queued { requests: 1, tokens: 4 });
     }
 
     #[test]

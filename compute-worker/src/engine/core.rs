@@ -15,8 +15,8 @@ use super::scheduler::{Limits, Plan, Scheduler, Ticket, Work};
 use super::sequence::Sequence;
 use super::telemetry::Instruments;
 use super::{EngineConfig, EngineError, Generation, GenerationError, Load, ModelInfo, Request, SubmitError};
-use crate::backend::{Backend, BackendError, CpuBackend};
-use crate::model::forward::{Batch, Forward, ForwardLimits};
+use crate::backend::{Backend, CpuBackend};
+use crate::model::forward::{Batch, Forward, ForwardError, ForwardLimits};
 use crate::model::weights::ModelWeights;
 
 /// Sees the raw logits `[vocabulary]` of every sampled position: request id, position, logits.
@@ -71,6 +71,7 @@ impl EngineCore {
         let kernels = config.kernels()?;
         let tokenizer = Arc::new(bundle.tokenizer().map_err(EngineError::Bundle)?);
         let weights = ModelWeights::resolve(bundle).map_err(EngineError::Bundle)?;
+        check_tokenizer(&tokenizer, weights.config.vocab)?;
         let block_bytes = weights.block_bytes();
         let (blocks, context_tokens) = config.cache_geometry(weights.config.context, block_bytes)?;
         let limits = ForwardLimits {
@@ -154,18 +155,19 @@ impl EngineCore {
     /// One step: those that left leave, then schedule, execute, commit.
     ///
     /// # Errors
-    /// When the backend failed. The engine's state is then only good for [`EngineCore::fail`].
-    pub fn step(&mut self) -> Result<(), BackendError> {
+    /// When the forward pass failed. The engine's state is then only good for [`EngineCore::fail`].
+    pub fn step(&mut self) -> Result<(), ForwardError> {
         let began = Instant::now();
         self.reap(began);
         let mut plan = std::mem::take(&mut self.plan);
         self.scheduler.schedule(&mut plan);
-        self.note_moves(&plan, began);
+        let preemptions = self.note_moves(&plan, began);
         if !plan.work.is_empty() {
             let sampled = self.execute(&plan)?;
             let prompt_rows = plan.rows() - sampled.len();
             self.admission.observe_pace(prompt_rows, began.elapsed());
-            self.instruments.stepped(prompt_rows, sampled.len(), plan.preempted.len());
+            let read = self.note_computed(&plan);
+            self.instruments.stepped(read, sampled.iter().flatten().count(), preemptions);
             self.commit(&plan, sampled);
         }
         self.plan = plan;
@@ -196,13 +198,17 @@ impl EngineCore {
         }
     }
 
-    fn note_moves(&mut self, plan: &Plan, now: Instant) {
+    /// Tells sequences what a plan did to them. Returns how many lost their blocks.
+    fn note_moves(&mut self, plan: &Plan, now: Instant) -> usize {
+        let mut preemptions = 0;
         for ticket in &plan.preempted {
             if let Some(sequence) = self.sequences.get_mut(ticket) {
-                sequence.preempted();
+                preemptions += usize::from(sequence.preempted());
             }
         }
-        for admitted in &plan.admitted {
+        // One that was admitted and had to give way in the same plan waits as before.
+        let staying = plan.admitted.iter().filter(|admitted| self.scheduler.is_running(admitted.ticket));
+        for admitted in staying {
             if let Some(sequence) = self.sequences.get_mut(&admitted.ticket) {
                 sequence.admitted(now, admitted.cached_tokens);
             }
@@ -212,10 +218,22 @@ impl EngineCore {
                 sequence.reused(reused.tokens);
             }
         }
+        preemptions
+    }
+
+    /// Tells sequences that the plan's rows are computed. Returns the prompt tokens that were read for the first time.
+    fn note_computed(&mut self, plan: &Plan) -> usize {
+        let mut read = 0;
+        for work in &plan.work {
+            if let Some(sequence) = self.sequences.get_mut(&work.ticket) {
+                read += sequence.computed(work.start..work.start + work.count);
+            }
+        }
+        read
     }
 
     /// Computes all rows of the plan and chooses tokens, one for each piece of work that samples, in order.
-    fn execute(&mut self, plan: &Plan) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+    fn execute(&mut self, plan: &Plan) -> Result<Vec<Result<Sampled, SampleError>>, ForwardError> {
         let inputs = &mut self.inputs;
         inputs.tokens.clear();
         inputs.sampled_rows.clear();
@@ -272,7 +290,7 @@ impl EngineCore {
             }
             match sampled.next() {
                 Some(Ok(sampled)) => self.commit_token(work, now, sampled),
-                Some(Err(error)) => self.end_with_error(work.ticket, &error),
+                Some(Err(error)) => self.end_with_error(work.ticket, error),
                 None => {}
             }
         }
@@ -294,12 +312,28 @@ impl EngineCore {
         }
     }
 
-    fn end_with_error(&mut self, ticket: Ticket, error: &SampleError) {
+    fn end_with_error(&mut self, ticket: Ticket, error: SampleError) {
         self.scheduler.remove(ticket);
         if let Some(sequence) = self.sequences.remove(&ticket) {
-            tracing::error!(request_id = sequence.id(), %error, "no token could be chosen");
-            sequence.fail(GenerationError::Internal(error.to_string()));
+            tracing::warn!(request_id = sequence.id(), %error, "no token could be chosen");
+            sequence.fail(match error {
+                SampleError::NotFinite => GenerationError::NotFinite,
+                SampleError::AllForbidden => GenerationError::AllForbidden,
+            });
         }
+    }
+}
+
+/// That every token of the tokenizer has a row in the model.
+fn check_tokenizer(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), EngineError> {
+    let last = u32::try_from(tokenizer.vocabulary()).unwrap_or(u32::MAX).checked_sub(1);
+    let config = tokenizer.config();
+    let highest = config.eos.iter().copied().chain(config.bos).chain(last).max();
+    match highest {
+        Some(token_id) if token_id as usize >= vocabulary => {
+            Err(EngineError::Tokenizer { token_id, vocabulary })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -22,6 +22,14 @@ pub enum EngineError {
         /// Size of one block over all layers.
         block_bytes: u64,
     },
+    /// The tokenizer has tokens that the model does not know.
+    #[error("tokenizer has token {token_id}, the model's vocabulary ends before {vocabulary}")]
+    Tokenizer {
+        /// The highest such token.
+        token_id: u32,
+        /// Size of the model's vocabulary.
+        vocabulary: usize,
+    },
     /// A setting is outside of its range.
     #[error("engine setting {setting} must be at least {least}")]
     Setting {
@@ -81,6 +89,12 @@ pub enum GenerationError {
         /// Tokens that were generated until then; 0 in the queue and in prefill.
         generated_tokens: u32,
     },
+    /// The model's arithmetic gave no number for this text; it would again.
+    #[error("the model's logits are not finite")]
+    NotFinite,
+    /// The request's own bias and `min_tokens` forbid every token.
+    #[error("the request forbids every token")]
+    AllForbidden,
     /// The engine failed; the message says how.
     #[error("engine failed: {0}")]
     Internal(String),

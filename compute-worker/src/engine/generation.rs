@@ -1,9 +1,11 @@
 //! The way from the engine to one reader: a slot that never makes the engine wait.
 //!
-//! A slot holds at most one [`Event::Started`], one pending [`Delta`] and one last event. While the reader is
-//! slow, new tokens are merged into the pending delta, whose size the answer's own limit bounds. So a slot is a
-//! channel of fixed capacity that cannot be full, and a slow reader costs fewer, longer deltas.
+//! A slot holds at most one [`Event::Started`], pending [`Delta`]s and one last event. While the reader is slow, new
+//! tokens are merged into the last pending delta up to [`DELTA_TOKENS`], so that none outgrows a message; the answer's
+//! own limit bounds them all. So a slot is a channel of bounded capacity that cannot be full, and a slow reader costs
+//! fewer, longer deltas.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +13,10 @@ use tokio::sync::Notify;
 
 use super::request::{Delta, Event};
 use super::{GenerationError, request};
+
+/// Most tokens of a delta. With log-probabilities of twenty alternatives each that is some 200 kB on the wire, of the
+/// 4 MiB that a gRPC message may have by default.
+const DELTA_TOKENS: usize = 256;
 
 /// A running or waiting generation, as its reader holds it. Dropping it cancels: its cache blocks are free by
 /// the engine's next step.
@@ -51,7 +57,7 @@ impl Drop for Generation {
 /// A new pair of ends.
 pub(crate) fn channel() -> (EventSender, Generation) {
     let slot = Arc::new(Slot {
-        state: Mutex::new(State { started: None, delta: None, last: None, closed: false }),
+        state: Mutex::new(State { started: None, deltas: VecDeque::new(), last: None, closed: false }),
         notify: Notify::new(),
         cancelled: AtomicBool::new(false),
     });
@@ -79,9 +85,11 @@ impl EventSender {
     pub(crate) fn delta(&self, delta: Delta) {
         {
             let mut state = self.slot.lock();
-            match &mut state.delta {
-                Some(pending) => pending.merge(delta),
-                None => state.delta = Some(delta),
+            match state.deltas.back_mut() {
+                Some(last) if last.token_ids.len() + delta.token_ids.len() <= DELTA_TOKENS => {
+                    last.merge(delta)
+                }
+                _ => state.deltas.push_back(delta),
             }
         }
         self.slot.notify.notify_one();
@@ -134,7 +142,8 @@ impl Slot {
 #[derive(Debug)]
 struct State {
     started: Option<Event>,
-    delta: Option<Delta>,
+    /// Oldest first; all but the last are as long as they get.
+    deltas: VecDeque<Delta>,
     last: Option<Event>,
     /// A last event was put in; it may have been taken already.
     closed: bool,
@@ -142,7 +151,8 @@ struct State {
 
 impl State {
     fn take(&mut self) -> Option<Event> {
-        self.started.take().or_else(|| self.delta.take().map(Event::Delta)).or_else(|| self.last.take())
+        let started = self.started.take();
+        started.or_else(|| self.deltas.pop_front().map(Event::Delta)).or_else(|| self.last.take())
     }
 }
 
@@ -166,6 +176,24 @@ mod tests {
         assert_eq!(generation.try_next(), Some(Event::Delta(merged)));
         assert_eq!(generation.try_next(), Some(Event::Failed(GenerationError::Stopped)));
         assert_eq!(generation.try_next(), None);
+    }
+
+    #[test]
+    fn a_reader_that_stood_still_gets_deltas_of_bounded_size() {
+        let (sender, mut generation) = channel();
+        for id in 0..1000 {
+            sender.delta(delta(&format!("{id} "), id));
+        }
+        sender.fail(GenerationError::Stopped);
+        let (mut ids, mut sizes) = (Vec::new(), Vec::new());
+        while let Some(Event::Delta(delta)) = generation.try_next() {
+            let text: String = delta.token_ids.iter().map(|id| format!("{id} ")).collect();
+            assert_eq!(delta.text, text, "text stays with the tokens that completed it");
+            sizes.push(delta.token_ids.len());
+            ids.extend(delta.token_ids);
+        }
+        assert_eq!(sizes, [256, 256, 256, 232]);
+        assert_eq!(ids, (0..1000).collect::<Vec<u32>>());
     }
 
     #[tokio::test]

@@ -44,9 +44,9 @@ impl Engine {
 pub struct Load {
     /// Generations in the current batch.
     pub running: u32,
-    /// Generations that wait to run for the first time.
+    /// Generations that wait to run, or to run again after preemption.
     pub queued: u32,
-    /// Their prompt tokens.
+    /// Their tokens that wait to be read: prompts, and after preemption the answers so far.
     pub queued_tokens: u64,
     /// Cache blocks that are free or hold only reusable prefixes.
     pub free_blocks: u32,
@@ -140,12 +140,18 @@ impl EngineHandle {
         &self.inner.tokenizer
     }
 
-    /// Ends the engine after its current step: whatever waits or runs fails with
-    /// [`super::GenerationError::Stopped`]. Returns when its thread has ended; blocks for up to a step.
-    pub fn shutdown(&self) {
+    /// Refuses new requests from now on and ends the engine after its current step, as [`EngineHandle::shutdown`] does,
+    /// without waiting for that. [`Load::failed`] is set when it has ended.
+    pub fn stop_admitting(&self) {
         self.inner.admission.stop();
         // A full or closed channel is fine: the thread reads the stop flag after every command and step.
         let _ = self.inner.commands.try_send(Command::Shutdown);
+    }
+
+    /// Ends the engine after its current step: whatever waits or runs fails with
+    /// [`super::GenerationError::Stopped`]. Returns when its thread has ended; blocks for up to a step.
+    pub fn shutdown(&self) {
+        self.stop_admitting();
         let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // The thread catches panics of steps; one beyond that was already printed by the panic hook.

@@ -95,7 +95,7 @@ pub enum Event {
         /// Of those, how many were found in the cache.
         cached_tokens: u32,
     },
-    /// Tokens were generated. One per token, or several at once if the reader is slower than the engine.
+    /// Tokens were generated. One per token, or several at once, up to 256, if the reader is slower than the engine.
     Delta(Delta),
     /// The generation is complete.
     Finished(Finished),
@@ -185,7 +185,8 @@ pub struct Usage {
 /// Times of one generation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// From arrival to the first step that worked on it.
+    /// From the moment the engine let it in to the first step that worked on it; what came before that, such as
+    /// tokenising the prompt, is the service's time.
     pub queue: Duration,
     /// From there to the first token.
     pub prefill: Duration,

@@ -101,9 +101,7 @@ impl Sampler {
             logits[id as usize] += bias;
         }
         self.penalties.apply(&self.sampling, logits);
-        for &id in self.excluded() {
-            logits[id as usize] = f32::NEG_INFINITY;
-        }
+        self.exclude(logits, f32::NEG_INFINITY);
         let max = maximum(logits);
         if max == f32::NEG_INFINITY {
             return Err(SampleError::AllForbidden);
@@ -134,10 +132,14 @@ impl Sampler {
         self.generated < self.sampling.min_tokens
     }
 
-    /// Tokens that must not be chosen now.
-    fn excluded(&self) -> impl Iterator<Item = &u32> {
+    /// Gives `value` to tokens that must not be chosen now. One that the model does not have cannot be chosen anyway.
+    fn exclude(&self, values: &mut [f32], value: f32) {
         let ending = if self.below_minimum() { self.ending.as_slice() } else { &[] };
-        self.forbidden.iter().chain(ending)
+        for &id in self.forbidden.iter().chain(ending) {
+            if let Some(excluded) = values.get_mut(id as usize) {
+                *excluded = value;
+            }
+        }
     }
 
     /// Turns logits with maximum `max` into probabilities; excluded tokens get exactly 0.
@@ -146,9 +148,7 @@ impl Sampler {
             *logit = ((*logit - max) / temperature).max(LEAST_EXPONENT);
         }
         kernels.softmax(logits);
-        for &id in self.excluded() {
-            logits[id as usize] = 0.0;
-        }
+        self.exclude(logits, 0.0);
     }
 
     fn report(&self, kernels: &Kernels, raw: &[f32], token: u32) -> PositionLogprobs {

@@ -5,7 +5,7 @@
 //! ```text
 //! schedule:
 //!   admit      the best waiting sequence, while its tokens' blocks are there and the better ones running leave
-//!              rows; if not, take the place of a running one of strictly lower priority
+//!              rows; if not, take the place of running ones of strictly lower priority, if that makes room
 //!   then for each running sequence, best first:
 //!     decoding   1 row; a new block every 16 tokens; none left: preempt the worst running one (perhaps itself)
 //!     prefilling as many rows as the budget has left after one row for each decoding sequence; blocks that others
@@ -166,7 +166,9 @@ impl Scheduler {
         let mut next = self.running.keys().next().copied();
         while let Some(ticket) = next {
             let Some(entry) = self.running.get_mut(&ticket) else { break };
-            if prompt_rows > 0 && entry.pending() > 1 {
+            // Before taking over: a prompt of which that leaves one row was not counted as decoding.
+            let decodes = entry.pending() == 1;
+            if prompt_rows > 0 && !decodes {
                 let tokens = entry.blocks.take_over(&self.pool, &entry.tokens, entry.computed);
                 if tokens > 0 {
                     entry.computed += tokens;
@@ -175,10 +177,10 @@ impl Scheduler {
             }
             let start = entry.computed;
             let pending = entry.pending();
-            let count = if pending == 1 { 1 } else { pending.min(prompt_rows) };
+            let count = if decodes { 1 } else { pending.min(prompt_rows) };
             if count > 0 && self.reserve(ticket, start + count, plan) {
                 plan.work.push(Work { ticket, start, count, sample: count == pending });
-                prompt_rows -= if pending == 1 { 0 } else { count };
+                prompt_rows -= if decodes { 0 } else { count };
             }
             let after = (Bound::Excluded(ticket), Bound::Unbounded);
             next = self.running.range(after).next().map(|(ticket, _)| *ticket);
@@ -202,6 +204,11 @@ impl Scheduler {
     /// Blocks of a sequence that runs, in the order of its tokens.
     pub fn blocks(&self, ticket: Ticket) -> &[u32] {
         self.running.get(&ticket).map_or(&[], |entry| entry.blocks.ids())
+    }
+
+    /// Whether a sequence runs.
+    pub fn is_running(&self, ticket: Ticket) -> bool {
+        self.running.contains_key(&ticket)
     }
 
     /// Sequences that run.
@@ -231,7 +238,9 @@ impl Scheduler {
                 continue;
             }
             match self.running.last_key_value() {
-                Some((&worst, _)) if worst.priority > head.priority => self.preempt(worst, plan),
+                Some((&worst, _)) if worst.priority > head.priority && self.preempting_helps(head) => {
+                    self.preempt(worst, plan);
+                }
                 _ => return,
             }
         }
@@ -259,6 +268,22 @@ impl Scheduler {
         entry.computed = cached_tokens;
         self.running.insert(ticket, entry);
         Some(cached_tokens)
+    }
+
+    /// Whether `ticket` could be admitted if all running sequences of lower priority gave way.
+    fn preempting_helps(&self, ticket: Ticket) -> bool {
+        let Some(entry) = self.waiting.get(&ticket) else { return false };
+        let staying = || self.running.iter().take_while(|(other, _)| other.priority <= ticket.priority);
+        let count = staying().count();
+        if count >= self.limits.max_batch {
+            return false;
+        }
+        let shared = BlockTable::of_cached_prefix(&self.pool, &entry.tokens);
+        let mut held: Vec<u32> = staying().flat_map(|(_, entry)| entry.blocks.ids()).copied().collect();
+        held.sort_unstable();
+        held.dedup();
+        let kept = held.len() - shared.ids().iter().filter(|id| held.binary_search(id).is_ok()).count();
+        kept + entry.tokens.len().div_ceil(BLOCK_TOKENS) + count <= self.pool.total()
     }
 
     /// Gets blocks for the first `tokens` tokens of a running sequence, at the cost of worse ones. False if it was

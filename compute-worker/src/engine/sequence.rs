@@ -3,6 +3,7 @@
 //! The scheduler owns a sequence's tokens and blocks; this is everything else. Its phases are spans of the request's
 //! trace: `queue` from arrival, `prefill` from the first step that works on it, `decode` from the first token.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,11 @@ pub struct Sequence {
     text: Text,
     limits: Lengths,
     events: EventSender,
-    /// Held until the sequence first runs.
-    place: Option<QueuePlace>,
+    /// Held while the sequence waits.
+    place: QueuePlace,
     usage: Usage,
+    /// Prompt tokens up to which rows were computed or cached, at some time.
+    read: usize,
     clock: Clock,
     deadline: Option<Instant>,
     parent: Span,
@@ -77,7 +80,8 @@ impl Sequence {
             tokenizer: Arc::clone(tokenizer),
             stop: request.stop,
             events,
-            place: Some(place),
+            place,
+            read: 0,
             clock: Clock { arrived, began: None, first_token: None, last_token: None },
             deadline: request.deadline,
             parent: request.span,
@@ -108,7 +112,7 @@ impl Sequence {
 
     /// It begins to run, or runs again after preemption.
     pub fn admitted(&mut self, now: Instant, cached_tokens: usize) {
-        self.place = None;
+        self.place.leave();
         if self.clock.began.is_none() {
             self.clock.began = Some(now);
             self.usage.cached_tokens = cached_tokens as u32;
@@ -123,9 +127,22 @@ impl Sequence {
         }
     }
 
-    /// It lost its blocks.
-    pub fn preempted(&mut self) {
-        self.usage.preemptions += 1;
+    /// It lost its blocks. False if it had none: it was to begin in this very step.
+    pub fn preempted(&mut self) -> bool {
+        let ran = !self.place.is_held();
+        if ran {
+            self.usage.preemptions += 1;
+            self.place.retake((self.usage.prompt_tokens + self.usage.generated_tokens) as usize);
+        }
+        ran
+    }
+
+    /// Its rows of these positions were computed. Returns how many tokens of the prompt that read for the first time.
+    pub fn computed(&mut self, rows: Range<usize>) -> usize {
+        let end = rows.end.min(self.usage.prompt_tokens as usize);
+        let new = end.saturating_sub(rows.start.max(self.read));
+        self.read = self.read.max(end);
+        new
     }
 
     /// Takes a new token: text and events go out. Says why the sequence is over, if it is.

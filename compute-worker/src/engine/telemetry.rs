@@ -90,7 +90,8 @@ impl Instruments {
         self.refusals.add(1, &[self.model.clone(), reason]);
     }
 
-    /// A step was committed.
+    /// A step was committed, which read `prompt_tokens` for the first time (not from the cache, and not again after
+    /// preemption) and preempted `preemptions` generations.
     pub(crate) fn stepped(&self, prompt_tokens: usize, generated_tokens: usize, preemptions: usize) {
         self.steps.add(1, std::slice::from_ref(&self.model));
         self.tokens.add(prompt_tokens as u64, &self.input);

@@ -9,6 +9,10 @@ use tokio::sync::watch;
 
 use super::handle::{Command, Inner};
 use super::{EngineCore, EngineError, EngineHandle, GenerationError, Load};
+use crate::model::forward::ForwardError;
+
+/// What clients learn of a panic. What it says may quote anything, so that goes to the log only.
+const PANICKED: &str = "a step panicked";
 
 /// Moves `core` to a thread of its own.
 pub(crate) fn spawn(core: EngineCore) -> Result<EngineHandle, EngineError> {
@@ -40,16 +44,25 @@ enum Next {
 
 impl EngineThread {
     fn run(mut self) {
-        while self.take_commands() == Next::Step {
+        loop {
             // The state is not used after a panic other than to end its generations.
-            let stepped = catch_unwind(AssertUnwindSafe(|| self.core.step()));
-            match stepped {
-                Ok(Ok(())) => self.publish(),
-                Ok(Err(error)) => return self.fail(error.to_string()),
-                Err(panic) => return self.fail(message(panic.as_ref())),
+            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(Ok(Next::Step)) => {}
+                Ok(Ok(Next::End)) => return self.end(GenerationError::Stopped),
+                Ok(Err(error)) => return self.fail(&error.to_string(), error.to_string()),
+                Err(panic) => return self.fail(message(panic.as_ref()), PANICKED.to_owned()),
             }
         }
-        self.end(GenerationError::Stopped);
+    }
+
+    /// Commands, then a step.
+    fn turn(&mut self) -> Result<Next, ForwardError> {
+        if self.take_commands() == Next::End {
+            return Ok(Next::End);
+        }
+        self.core.step()?;
+        self.publish();
+        Ok(Next::Step)
     }
 
     /// Takes all commands that are there; while the engine is idle, waits for one.
@@ -81,9 +94,10 @@ impl EngineThread {
         });
     }
 
-    /// The step went wrong: the engine is of no use any more, the process is.
-    fn fail(self, message: String) {
-        tracing::error!(model = self.core.info.name, error = message, "engine failed");
+    /// The step went wrong: the engine is of no use any more, the process is. `cause` is for the log, `message` for
+    /// clients.
+    fn fail(self, cause: &str, message: String) {
+        tracing::error!(model = self.core.info.name, error = cause, "engine failed");
         self.end(GenerationError::Internal(message));
     }
 
@@ -100,8 +114,7 @@ impl EngineThread {
 }
 
 /// What a panic says.
-fn message(panic: &(dyn Any + Send)) -> String {
+fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("a step panicked: {}", text.unwrap_or("no message"))
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic without a message")
 }

@@ -52,6 +52,26 @@ pub struct Batch<'a> {
     pub logits_of: &'a [usize],
 }
 
+/// A batch could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The linear layers could not.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The batch is larger than what the pass was made for.
+    #[error("batch of {rows} rows and {logits} rows of logits, at most {most_rows} and {most_logits} fit")]
+    Oversized {
+        /// Rows of the batch.
+        rows: usize,
+        /// Rows that fit.
+        most_rows: usize,
+        /// Rows whose logits are wanted.
+        logits: usize,
+        /// Such rows that fit.
+        most_logits: usize,
+    },
+}
+
 /// A model with its cache and scratch memory.
 pub struct Forward {
     weights: ModelWeights,
@@ -61,6 +81,8 @@ pub struct Forward {
     scratch: Scratch,
     /// Rows of logits that the last batch wanted.
     logit_rows: usize,
+    /// Rows, and rows of logits, that scratch has room for.
+    most: [usize; 2],
 }
 
 /// `[max_rows][…]` each, named after what they hold.
@@ -109,7 +131,8 @@ impl Forward {
             logits: vec![0.0; limits.max_logit_rows * config.vocab],
         };
         let cache = KvCache::new(weights.cache_layout(limits.blocks));
-        Self { weights, kernels, pool: Pool::new(limits.threads), cache, scratch, logit_rows: 0 }
+        let most = [limits.max_rows, limits.max_logit_rows];
+        Self { weights, kernels, pool: Pool::new(limits.threads), cache, scratch, logit_rows: 0, most }
     }
 
     /// The kernels in use.
@@ -120,22 +143,27 @@ impl Forward {
     /// Computes a batch: its keys and values are in the cache afterwards, its logits in [`Forward::logits`].
     ///
     /// # Errors
-    /// When the backend failed; the cache is then undefined for the batch's rows.
+    /// When the batch is larger than the limits, or the backend failed; the cache is then undefined for the batch's
+    /// rows.
     ///
     /// # Panics
-    /// When the batch is larger than the limits, or names tokens or blocks that are not there.
-    pub fn run(&mut self, backend: &mut dyn Backend, batch: &Batch<'_>) -> Result<(), BackendError> {
-        let Self { weights, kernels, pool, cache, scratch, logit_rows } = self;
+    /// When the batch names tokens or blocks that are not there.
+    pub fn run(&mut self, backend: &mut dyn Backend, batch: &Batch<'_>) -> Result<(), ForwardError> {
+        let (rows, logits) = (batch.tokens.len(), batch.logits_of.len());
+        let [most_rows, most_logits] = self.most;
+        if rows > most_rows || logits > most_logits {
+            return Err(ForwardError::Oversized { rows, most_rows, logits, most_logits });
+        }
+        let Self { weights, kernels, pool, cache, scratch, logit_rows, .. } = self;
         assert_eq!(batch.tokens.len(), batch.queries.len(), "a query for each token");
-        let mut pass =
-            Pass { weights, kernels, pool, cache, scratch, backend, batch, rows: batch.tokens.len() };
+        let mut pass = Pass { weights, kernels, pool, cache, scratch, backend, batch, rows };
         pass.embed();
         for (index, layer) in pass.weights.layers.iter().enumerate() {
             pass.attention(index, layer)?;
             pass.feed_forward(layer)?;
         }
-        *logit_rows = batch.logits_of.len();
-        pass.head()
+        *logit_rows = logits;
+        Ok(pass.head()?)
     }
 
     /// The last batch's logits, `[vocab]` each, in the order of its `logits_of`.

@@ -169,3 +169,24 @@ fn a_reader_that_never_reads_does_not_hold_the_engine_up() {
     assert_eq!((outcome.deltas, outcome.tokens.len()), (1, 60), "all tokens in one delta");
     assert!(outcome.reason.is_some());
 }
+
+#[test]
+fn who_gave_way_is_queued_again_and_nothing_comes_in_beyond_the_bound() {
+    let mut driver = driver(EngineConfig { max_batch: 1, max_queued_requests: 1, ..config() });
+    let ranked = |id: &str, priority| {
+        let mut request = request(id, prompt(20, 1), 5);
+        request.priority = priority;
+        request
+    };
+    driver.submit(ranked("low", 0));
+    driver.step();
+    driver.submit(ranked("high", 1));
+    driver.step();
+    let load = driver.core.load();
+    assert_eq!((load.running, load.queued, load.queued_tokens), (1, 1, 21), "prompt and one token");
+    let refused = driver.core.submit(ranked("highest", 2)).unwrap_err();
+    assert!(matches!(refused, SubmitError::QueueFull { queued_requests: 1, queued_tokens: 21, .. }));
+    driver.finish();
+    assert_eq!(driver.outcomes["low"].tokens.len(), 5);
+    assert_eq!(driver.outcomes["low"].usage.preemptions, 1);
+}

@@ -1,9 +1,9 @@
 //! How generations end and what they say: finish reasons, stops, limits, log-probabilities, usage.
 
-use rookery_compute_worker::engine::{FinishReason, Sampling, Stop};
+use rookery_compute_worker::engine::{FinishReason, GenerationError, Sampling, Stop};
 use rookery_model::pack::Recipe;
 
-use crate::support::{CONTEXT, Driver, Outcome, bundle, config, prompt, request};
+use crate::support::{CONTEXT, Driver, Outcome, VOCABULARY, bundle, config, prompt, request};
 
 fn driver() -> Driver {
     Driver::new(&bundle("qwen2", Recipe::W8), config())
@@ -112,4 +112,13 @@ fn a_seed_repeats_itself_and_another_differs() {
     let first = run("a", 1);
     assert_eq!(first, run("b", 1));
     assert_ne!(first, run("c", 2));
+}
+
+#[test]
+fn forbidding_every_token_is_the_requests_own_fault() {
+    let mut request = request("none", prompt(20, 1), 5);
+    request.sampling.logit_bias = (0..VOCABULARY).map(|id| (id, -100.0)).collect();
+    let mut driver = driver();
+    assert_eq!(driver.run(request).error, Some(GenerationError::AllForbidden));
+    assert!(!driver.core.load().failed);
 }

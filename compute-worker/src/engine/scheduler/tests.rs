@@ -41,6 +41,23 @@ impl Machine {
         ticket
     }
 
+    /// Adds copies of a prompt, behind one whose length leaves the second copy full blocks of rows, and before a long
+    /// one that takes all rows it can get.
+    fn add_copies(&mut self, priority: i32, prompt: &[u32], answer: usize, copies: usize) {
+        let room = self.scheduler.pool().total() * BLOCK_TOKENS - 1;
+        // One token beyond full blocks is the least that a copy has to compute itself.
+        let length = (prompt.len().min(room) - 1) / BLOCK_TOKENS * BLOCK_TOKENS + 1;
+        let taken = length + self.scheduler.running();
+        let before = self.limits.max_step_tokens.saturating_sub(taken) % BLOCK_TOKENS;
+        if before > 0 {
+            self.add(priority, vec![7; before], answer);
+        }
+        for _ in 0..copies {
+            self.add(priority, prompt[..length].to_vec(), answer);
+        }
+        self.add(priority, vec![8; room.min(100)], answer);
+    }
+
     fn step(&mut self) -> Result<(), TestCaseError> {
         let mut plan = std::mem::take(&mut self.plan);
         self.scheduler.schedule(&mut plan);
@@ -108,17 +125,19 @@ impl Machine {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Add { priority: i32, prompt: Vec<u32>, answer: usize },
+    Add { priority: i32, prompt: Vec<u32>, answer: usize, copies: usize },
     Step(usize),
     Cancel(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    // Few different tokens, in runs, so that prefixes are shared often.
+    // Few different tokens, in runs, so that prefixes are shared often; several at once, so that one finds in the
+    // cache what another computed since both were admitted.
     let prompt = prop::collection::vec((0..2u32, 1..24usize), 1..5)
         .prop_map(|runs| runs.into_iter().flat_map(|(token, n)| vec![token; n]).collect::<Vec<_>>());
     prop_oneof![
-        3 => (-1..2i32, prompt, 1..60usize).prop_map(|(priority, prompt, answer)| Op::Add { priority, prompt, answer }),
+        3 => (-1..2i32, prompt, 1..60usize, 1..4usize)
+            .prop_map(|(priority, prompt, answer, copies)| Op::Add { priority, prompt, answer, copies }),
         4 => (1..12usize).prop_map(Op::Step),
         1 => any::<usize>().prop_map(Op::Cancel),
     ]
@@ -130,16 +149,20 @@ proptest! {
     fn every_plan_is_sound_and_everything_ends(
         ops in prop::collection::vec(op(), 1..40),
         blocks in 8..24usize,
-        max_batch in 1..6usize,
-        extra in 0..40usize,
+        max_batch in 1..8usize,
+        extra in 0..100usize,
     ) {
         let limits = Limits { max_batch, max_step_tokens: max_batch + extra };
         let mut machine = Machine::new(blocks, limits);
         for op in ops {
             match op {
-                Op::Add { priority, prompt, answer } => {
+                Op::Add { priority, prompt, answer, copies } => {
                     let room = blocks * BLOCK_TOKENS - 1;
-                    machine.add(priority, prompt[..prompt.len().min(room)].to_vec(), answer);
+                    if copies == 1 {
+                        machine.add(priority, prompt[..prompt.len().min(room)].to_vec(), answer);
+                    } else {
+                        machine.add_copies(priority, &prompt, answer, copies);
+                    }
                 }
                 Op::Step(steps) => {
                     for _ in 0..steps { machine.step()?; }
@@ -220,6 +243,40 @@ fn a_prompt_that_another_computes_at_the_same_time_is_computed_once() {
     }
     // The first computes all 50, the others the 2 beyond the full blocks; then 2 rows each, one for each token.
     assert_eq!(rows, 50 + 2 + 2 + 3 * 2);
+}
+
+#[test]
+fn a_row_that_taking_over_leaves_counts_as_a_prompts() {
+    let mut machine = Machine::new(1024, limits(16, 256));
+    let shared: Vec<u32> = (0..49).collect();
+    machine.add(0, vec![1000; 175], 1);
+    machine.add(0, shared.clone(), 1);
+    machine.add(0, shared, 1);
+    machine.add(0, (2000..4000).collect(), 1);
+    // Each step checks its rows.
+    machine.finish(100).unwrap();
+}
+
+#[test]
+fn nobody_gives_way_in_vain() {
+    let mut machine = Machine::new(8, limits(4, 200));
+    let high = machine.add(1, (0..60).collect(), 30);
+    let low = machine.add(-1, (100..120).collect(), 3);
+    machine.step().unwrap();
+    // Seven blocks are not to be had while `high` runs.
+    let wide = machine.add(0, (200..300).collect(), 3);
+    machine.step().unwrap();
+    assert_eq!(machine.plan.preempted, []);
+    assert!(machine.scheduler.is_running(low) && machine.scheduler.is_running(high));
+    assert!(!machine.scheduler.is_running(wide));
+    machine.finish(200).unwrap();
+    // With no batch slot to win, neither.
+    let mut machine = Machine::new(64, limits(1, 32));
+    machine.add(1, vec![1; 9], 9);
+    machine.step().unwrap();
+    machine.add(0, vec![2; 9], 9);
+    machine.step().unwrap();
+    assert_eq!(machine.plan.preempted, []);
 }
 
 #[test]
