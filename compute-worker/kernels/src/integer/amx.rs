@@ -10,8 +10,8 @@
 //! ```
 //! The tile instructions sit behind [`Tiles`]. No machine with AMX was at hand: the logic of this file runs in
 //! the tests over `emulator`, which checks what the hardware would fault on; the six one-instruction wrappers
-//! in `hardware`, the permission request and the detection are unproven. Up to 4 rows go to the AVX-512 kernel,
-//! which every CPU with AMX has: a product of so few rows is bound by memory.
+//! in `hardware`, the permission request and the detection are unproven. Up to 16 rows of 8-bit weights, or 8 of 4-bit
+//! ones, go to the AVX-512 kernel, which every CPU with AMX has: a product of so few rows is bound by memory.
 
 #[cfg(test)]
 pub(crate) mod emulator;
