@@ -63,14 +63,18 @@ impl Specials {
 
     /// Start, length and id of the first special token.
     fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
-        let starts =
-            text.bytes().enumerate().filter(|(_, byte)| self.first_bytes.binary_search(byte).is_ok());
-        starts.into_iter().find_map(|(start, _)| {
-            self.lengths.iter().find_map(|&length| {
-                let id = self.ids.get(text.get(start..start + length)?)?;
-                Some((start, length, *id))
-            })
+        text.bytes().enumerate().find_map(|(start, byte)| {
+            let (length, id) = self.starting(byte, text, start)?;
+            Some((start, length, id))
         })
+    }
+
+    /// Length and id of the longest special token that starts at `start`, where `byte` is.
+    fn starting(&self, byte: u8, text: &str, start: usize) -> Option<(usize, u32)> {
+        self.first_bytes.binary_search(&byte).ok()?;
+        self.lengths
+            .iter()
+            .find_map(|&length| Some((length, *self.ids.get(text.get(start..start + length)?)?)))
     }
 
     /// The same text, none of which [`Specials::split`] takes for a special token. [`unguard`] undoes it.
@@ -79,18 +83,13 @@ impl Specials {
             return Cow::Borrowed(text);
         }
         let mut guarded = String::with_capacity(text.len() + 16);
-        let mut rest = text;
-        while let Some(character) = rest.chars().next() {
+        for (start, character) in text.char_indices() {
             guarded.push(character);
             // At every start, not only at those `split` would take: a guard may break the token that hid another.
-            let starts = self
-                .lengths
-                .iter()
-                .any(|&length| rest.get(..length).is_some_and(|text| self.ids.contains_key(text)));
+            let starts = self.starting(text.as_bytes()[start], text, start).is_some();
             if starts || character == GUARD {
                 guarded.push(GUARD);
             }
-            rest = &rest[character.len_utf8()..];
         }
         Cow::Owned(guarded)
     }
