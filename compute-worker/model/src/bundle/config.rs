@@ -138,7 +138,9 @@ impl BundleConfig {
         if let Err(problem) = check_name(&self.name) {
             return fault(format!("name {:?} {problem}", self.name));
         }
-        for (field, text) in [("recipe", &self.recipe), ("source", &self.source)] {
+        let texts =
+            [("recipe", &self.recipe), ("source", &self.source), ("packer_version", &self.packer_version)];
+        for (field, text) in texts {
             if text.chars().any(char::is_control) {
                 return fault(format!("{field} {text:?} has control characters"));
             }
@@ -158,6 +160,13 @@ impl BundleConfig {
             if let Err(problem) = entry.check(self.model.shape(name)) {
                 return fault(format!("tensor {name}: {problem}"));
             }
+        }
+        if self.parameters != self.model.parameters() {
+            return fault(format!(
+                "parameters is {}, the model has {}",
+                self.parameters,
+                self.model.parameters()
+            ));
         }
         Ok(())
     }

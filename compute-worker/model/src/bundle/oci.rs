@@ -137,6 +137,11 @@ impl Manifest {
                 )));
             }
         }
+        for text in manifest.layers.iter().flat_map(|layer| [layer.title(), &layer.media_type]) {
+            if text.chars().any(char::is_control) {
+                return Err(fault(format!("title or media type {text:?} has control characters")));
+            }
+        }
         check_size(document, "config", manifest.config.size, MAX_CONFIG_BYTES)?;
         for media_type in [TOKENIZER_TYPE, TOKENIZER_CONFIG_TYPE] {
             let found: Vec<_> =

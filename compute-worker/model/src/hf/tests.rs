@@ -153,6 +153,10 @@ fn unsupported_configurations_are_refused_by_name() {
     config_refused(json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), &["yarn", "llama3"]);
     config_refused(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}), &["dynamic"]);
     config_refused(json!({"rope_scaling": {"factor": 4.0}}), &["rope_type", "missing"]);
+    config_refused(
+        json!({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_theta": 5e5}}),
+        &["rope_scaling", "disagrees with rope_parameters"],
+    );
     config_refused(json!({"rope_scaling": {"type": "linear"}}), &["rope_scaling: factor", "missing"]);
     config_refused(json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), &["rope_position_scale"]);
     config_refused(json!({"partial_rotary_factor": 0.5}), &["0.5 of a head"]);

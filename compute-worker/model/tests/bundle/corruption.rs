@@ -192,6 +192,11 @@ fn configs_out_of_order() {
     config(|c| c["colour"] = json!("red"), &["config: unknown field `colour`"]);
     config(|c| c["name"] = json!("\u{1b}[2J"), &["config: name", "has characters other than"]);
     config(|c| c["source"] = json!("\u{1b}[2J"), &["config: source", "has control characters"]);
+    config(|c| c["parameters"] = json!(7), &["config: parameters is 7, the model has"]);
+    let title = |m: &mut Value| {
+        m["layers"][3]["annotations"]["org.opencontainers.image.title"] = json!("\u{1b}[2J");
+    };
+    w8(|e| e.edit_manifest(title), &["manifest: title or media type", "has control characters"]);
     config(|c| c["source_digest"] = json!("md5:0"), &["source_digest \"md5:0\" is not"]);
     config(|c| c["model"]["head_dim"] = json!(40), &["config: model: head size 40"]);
     config(|c| c["model"]["hidden"] = json!(0), &["config: model: hidden is 0"]);
@@ -232,10 +237,12 @@ fn blobs_that_do_not_fit_the_config() {
         c["model"]["vocab"] = json!(260);
         c["tensors"][0]["rows"] = json!(260);
         c["tensors"][0]["segments"][0]["rows"] = json!(260);
+        c["parameters"] = json!(c["parameters"].as_u64().unwrap() + (260 - 131) * 144);
     };
     w8(|e| e.edit_config(wider), &["blob embedding.safetensors: tensor token_embd.weight.", "instead of"]);
     let no_norm = |c: &mut Value| {
         c["model"]["qk_norm"] = json!(false);
+        c["parameters"] = json!(c["parameters"].as_u64().unwrap() - 2 * 2 * 48);
         c["tensors"].as_array_mut().unwrap().retain(|t| {
             !t["name"].as_str().unwrap().ends_with("_norm.weight")
                 || !t["name"].as_str().unwrap().contains("attn_q")
