@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rookery_kernels::AttentionQuery;
 use rookery_model::bundle::Bundle;
-use rookery_model::tokenizer::Tokenizer;
+use rookery_model::tokenizer::{Tokenizer, TokenizerConfig};
 
 use super::admission::{Admission, Submission};
 use super::block_pool::BlockPool;
@@ -71,7 +71,7 @@ impl EngineCore {
         let kernels = config.kernels()?;
         let tokenizer = Arc::new(bundle.tokenizer().map_err(EngineError::Bundle)?);
         let weights = ModelWeights::resolve(bundle).map_err(EngineError::Bundle)?;
-        check_tokenizer(&tokenizer, weights.config.vocab)?;
+        check_tokenizer(tokenizer.vocabulary(), tokenizer.config(), weights.config.vocab)?;
         let block_bytes = weights.block_bytes();
         let (blocks, context_tokens) = config.cache_geometry(weights.config.context, block_bytes)?;
         let limits = ForwardLimits {
@@ -324,11 +324,10 @@ impl EngineCore {
     }
 }
 
-/// That every token of the tokenizer has a row in the model.
-fn check_tokenizer(tokenizer: &Tokenizer, vocabulary: usize) -> Result<(), EngineError> {
-    let last = u32::try_from(tokenizer.vocabulary()).unwrap_or(u32::MAX).checked_sub(1);
-    let config = tokenizer.config();
-    let highest = config.eos.iter().copied().chain(config.bos).chain(last).max();
+/// That every token that the tokenizer has or its settings name has a row in the model's `vocabulary`.
+fn check_tokenizer(tokens: usize, special: &TokenizerConfig, vocabulary: usize) -> Result<(), EngineError> {
+    let last = u32::try_from(tokens).unwrap_or(u32::MAX).checked_sub(1);
+    let highest = special.eos.iter().copied().chain(special.bos).chain(last).max();
     match highest {
         Some(token_id) if token_id as usize >= vocabulary => {
             Err(EngineError::Tokenizer { token_id, vocabulary })
@@ -354,5 +353,24 @@ fn model_info(
         vocabulary: config.model.vocab,
         isa,
         backend,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_the_model_does_not_have_are_refused() {
+        let special = |bos, eos| TokenizerConfig { add_bos: true, bos, eos, chat_template: None };
+        let refused = |tokens, bos, eos| match check_tokenizer(tokens, &special(bos, eos), 10) {
+            Err(EngineError::Tokenizer { token_id, vocabulary: 10 }) => Some(token_id),
+            result => result.map(|()| None).unwrap(),
+        };
+        assert_eq!(refused(10, Some(9), vec![8, 9]), None);
+        assert_eq!(refused(8, None, Vec::new()), None, "a model may have rows that are no tokens");
+        assert_eq!(refused(11, None, Vec::new()), Some(10));
+        assert_eq!(refused(8, Some(10), Vec::new()), Some(10));
+        assert_eq!(refused(8, None, vec![3, 12]), Some(12));
     }
 }

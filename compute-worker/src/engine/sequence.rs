@@ -33,8 +33,7 @@ pub struct Sequence {
     /// Held while the sequence waits.
     place: QueuePlace,
     usage: Usage,
-    /// Prompt tokens up to which rows were computed or cached, at some time.
-    read: usize,
+    reading: Reading,
     clock: Clock,
     deadline: Option<Instant>,
     parent: Span,
@@ -81,7 +80,7 @@ impl Sequence {
             stop: request.stop,
             events,
             place,
-            read: 0,
+            reading: Reading { prompt: request.prompt.len(), end: 0 },
             clock: Clock { arrived, began: None, first_token: None, last_token: None },
             deadline: request.deadline,
             parent: request.span,
@@ -139,10 +138,7 @@ impl Sequence {
 
     /// Its rows of these positions were computed. Returns how many tokens of the prompt that read for the first time.
     pub fn computed(&mut self, rows: Range<usize>) -> usize {
-        let end = rows.end.min(self.usage.prompt_tokens as usize);
-        let new = end.saturating_sub(rows.start.max(self.read));
-        self.read = self.read.max(end);
-        new
+        self.reading.computed(rows)
     }
 
     /// Takes a new token: text and events go out. Says why the sequence is over, if it is.
@@ -218,6 +214,23 @@ impl Sequence {
         let Self { events, phase, parent, .. } = self;
         drop((phase, parent));
         events
+    }
+}
+
+/// How far a prompt was read, however often its blocks were lost since.
+struct Reading {
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Position up to which they were computed, or found in the cache.
+    end: usize,
+}
+
+impl Reading {
+    fn computed(&mut self, rows: Range<usize>) -> usize {
+        let end = rows.end.min(self.prompt);
+        let new = end.saturating_sub(rows.start.max(self.end));
+        self.end = self.end.max(end);
+        new
     }
 }
 

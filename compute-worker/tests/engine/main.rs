@@ -1,6 +1,7 @@
 //! The engine on tiny random models, driven step by step or through its handle.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may stop it")]
 
+mod faults;
 mod identity;
 mod lifecycle;
 mod outcomes;

@@ -83,6 +83,15 @@ fn what_would_end_the_answer_waits_for_min_tokens() {
 }
 
 #[test]
+fn an_end_that_the_model_does_not_have_is_no_reason_to_panic() {
+    for temperature in [0.0, 1.0] {
+        let sampling = Sampling { min_tokens: 2, temperature, ..Sampling::default() };
+        let sampler = Sampler::new(sampling, None, &[], vec![3, 1]);
+        assert_eq!(choose(&sampler, &[1.0, 200.0, 100.0]), 2);
+    }
+}
+
+#[test]
 fn logprobs_are_of_the_raw_distribution() {
     let sampling = Sampling { logit_bias: vec![(0, 50.0)], ..Sampling::default() };
     let sampler = Sampler::new(sampling, Some(2), &[], Vec::new());

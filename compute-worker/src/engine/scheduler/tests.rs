@@ -67,6 +67,8 @@ impl Machine {
         let best = self.scheduler.running.keys().next();
         prop_assert_eq!(plan.work.first().map(|work| &work.ticket), best, "the best that runs advances");
         prop_assert!(self.jobs.is_empty() || !plan.work.is_empty(), "something advances");
+        let stays = |admitted: &Admitted| self.scheduler.is_running(admitted.ticket);
+        prop_assert!(plan.admitted.iter().all(stays), "nobody is admitted in vain");
         let mut written = HashSet::new();
         for work in &plan.work {
             self.execute(work, &mut written)?;
