@@ -14,7 +14,7 @@
 //! logits = norm(x)·head
 //! ```
 //!
-//! Memory: one layer's weights in f32, about `8 · hidden · 4` bytes a token, and [`LOGIT_BYTES`] of logits.
+//! Memory: one layer's weights in f32, about `8 · hidden · 4` bytes a token, and 256 MiB of logits.
 
 mod attention;
 mod divergence;
