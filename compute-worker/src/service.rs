@@ -4,7 +4,7 @@
 //! request ─► validate ─► Models::find ─► Gate::admit ─► prompt (text → ids) ─► EngineHandle::submit ─► stream
 //! ```
 //!
-//! Raw messages stop here; every error becomes a status in [`errors`]. A stream holds its place at the gate and its
+//! Raw messages stop here; every error becomes a status in `errors`. A stream holds its place at the gate and its
 //! generation, so a client that goes away frees both by dropping it.
 
 mod convert;
@@ -19,7 +19,7 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 use futures_util::Stream;
 use rookery_proto::{
     deadline, semconv,
-    server::{Admission, Gate, Tasks},
+    server::{Admission, Gate, Tasks, answer},
     status::{self, Reason},
     trace_context, v1,
     validate::{self, Input},
@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 pub(crate) use metrics::Metrics;
 pub(crate) use models::Models;
-use prompt::Prompts;
+use prompt::{Prompt, Prompts};
 
 use crate::engine::{self, EngineHandle};
 
@@ -45,6 +45,7 @@ struct Shared {
     gateway_id: String,
     models: Models,
     gate: Gate,
+    tasks: Tasks,
     prompts: Prompts,
     metrics: Metrics,
 }
@@ -57,7 +58,8 @@ impl Inference {
         tasks: Tasks,
         metrics: Metrics,
     ) -> Self {
-        Self { shared: Arc::new(Shared { gateway_id, models, gate, prompts: Prompts::new(tasks), metrics }) }
+        let prompts = Prompts::new(tasks.clone());
+        Self { shared: Arc::new(Shared { gateway_id, models, gate, tasks, prompts, metrics }) }
     }
 }
 
@@ -92,10 +94,11 @@ impl v1::inference_service_server::InferenceService for Inference {
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
         let deadline = deadline::from_metadata(request.metadata(), Instant::now())?;
         let request = validate::Tokenize::try_from(request.into_inner())?;
-        let _admission = self.shared.gate.admit()?;
+        let admission = self.shared.gate.admit()?;
         let engine = self.shared.models.find(&request.model)?;
         let tokenizer = engine.tokenizer();
-        let token_ids = self.shared.prompts.tokens(tokenizer, request.input, deadline).await?;
+        let prompt = self.shared.prompts.tokens(tokenizer, request.input, deadline, admission).await?;
+        let Prompt { token_ids, admission: _admission } = prompt;
         let bytes = |&id: &u32| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
         let token_bytes = token_ids.iter().map(bytes).collect();
         Ok(Response::new(v1::TokenizeResponse { token_ids, token_bytes }))
@@ -143,13 +146,13 @@ impl Shared {
         let call = stream::Call {
             span: span.clone(),
             arrival,
-            deadline: request.deadline,
-            gate: self.gate.clone(),
             metrics: self.metrics.clone(),
             tokenizer: Arc::clone(engine.tokenizer()),
         };
+        let deadline = request.deadline;
         let generation = engine.submit(request).map_err(|error| errors::submit(field, error))?;
-        Ok(Box::pin(stream::events(generation, started, call, admission)))
+        let running = stream::Running::new(generation, started, call, admission);
+        Ok(Box::pin(answer(running, deadline, &self.gate, &self.tasks)))
     }
 
     async fn prepare(
@@ -172,10 +175,11 @@ impl Shared {
         // Attributes are integers of 64 bits with a sign; half of all seeds do not fit, so it is text.
         span.set_attribute(semconv::attribute::REQUEST_SEED, seed.to_string());
         let field = request.input.field();
-        let prompt = self.prompts.tokens(engine.tokenizer(), request.input, deadline).await?;
+        let prompt = self.prompts.tokens(engine.tokenizer(), request.input, deadline, admission).await?;
+        let Prompt { token_ids, admission } = prompt;
         let request = engine::Request {
             id,
-            prompt,
+            prompt: token_ids,
             sampling: convert::sampling(request.sampling, seed),
             stop: convert::stop(request.stop),
             logprobs: request.logprobs,

@@ -16,8 +16,9 @@ use rookery_proto::{
         gateway_service_server::GatewayServiceServer,
         inference_service_server::{InferenceServiceServer, SERVICE_NAME},
     },
+    validate::limit,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{debug, error, info};
@@ -28,6 +29,9 @@ use crate::{
     engine::{Engine, EngineError, EngineHandle, Load},
     service::{Inference, Metrics, Models},
 };
+
+/// Time for the engines' last steps, after the drain.
+const ENGINE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts workers.
 pub struct Worker;
@@ -218,13 +222,18 @@ impl RunningWorker {
     }
 
     /// Stops the worker within its drain time-out: new calls are refused, health says NOT_SERVING, running streams
-    /// end or are cut with UNAVAILABLE, connections close, engines stop. True if nothing had to be cut.
+    /// end or are cut with UNAVAILABLE, connections close. Then the engines stop, within a few seconds more. True if
+    /// nothing had to be cut.
     pub async fn drain(self) -> bool {
         let clean = self.gate.drain(self.drain_timeout, &self.tasks).await;
         let models = self.models;
+        models.engines().for_each(EngineHandle::stop_admitting);
         let stop = move || models.engines().for_each(EngineHandle::shutdown);
-        if self.tasks.run_blocking("stop engines", stop).await.is_none() {
-            error!("stopping the engines failed");
+        // An engine ends after its current step. One whose step does not end must not keep the process.
+        match timeout(ENGINE_LIMIT, self.tasks.run_blocking("stop engines", stop)).await {
+            Ok(Some(())) => {}
+            Ok(None) => error!("stopping the engines failed"),
+            Err(_) => error!(limit = ?ENGINE_LIMIT, "an engine did not end, and is left behind"),
         }
         info!(gateway_id = self.gateway_id, clean, "the worker has stopped");
         clean
@@ -240,7 +249,9 @@ impl RunningWorker {
             Metrics::new(),
         );
         let most_bytes = config.limits.max_message_bytes.get() as usize;
-        let inference = InferenceServiceServer::new(inference).max_decoding_message_size(most_bytes);
+        let inference = InferenceServiceServer::new(inference)
+            .max_decoding_message_size(most_bytes)
+            .max_encoding_message_size(limit::ANSWER_BYTES);
         let mut own = RoutesBuilder::default();
         own.add_service(inference.clone());
         let health = add_health(&mut own);

@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use rookery_proto::{
     server::{Gate, OnPanic, ReflectionError, Tasks, accept, add_health, add_reflection, serve},
     v1::inference_service_server::{InferenceServiceServer, SERVICE_NAME},
+    validate::limit,
 };
 use tokio::net::TcpListener;
 use tonic::service::{Routes, RoutesBuilder};
@@ -119,11 +120,19 @@ impl RunningControlPlane {
         config: &ValidControlPlaneConfig,
     ) -> Result<(Routes, HealthReporter), ControlPlaneError> {
         let metrics = Metrics::new(&self.fleet);
-        let inference =
-            Inference::new(self.fleet.clone(), self.gate.clone(), config.routing.clone(), metrics);
+        let inference = Inference::new(
+            self.fleet.clone(),
+            self.gate.clone(),
+            self.tasks.clone(),
+            config.routing.clone(),
+            metrics,
+        );
         let most_bytes = config.limits.max_message_bytes.get() as usize;
         let mut routes = RoutesBuilder::default();
-        routes.add_service(InferenceServiceServer::new(inference).max_decoding_message_size(most_bytes));
+        let inference = InferenceServiceServer::new(inference)
+            .max_decoding_message_size(most_bytes)
+            .max_encoding_message_size(limit::ANSWER_BYTES);
+        routes.add_service(inference);
         let health = add_health(&mut routes);
         add_reflection(&mut routes)?;
         Ok((routes.routes(), health))

@@ -79,13 +79,13 @@ impl Fleet {
         loop {
             let random = uuid::Uuid::new_v4().as_u64_pair().0;
             let result = self.registry().reserve(model, session, tried, random);
-            match result {
+            let error = match result {
                 Ok(reservation) => return Ok(Place { reservation, fleet: self.clone() }),
-                Err(NoRoute::NoneLive) => {}
+                Err(error @ (NoRoute::NoneLive | NoRoute::AllTried)) => error,
                 Err(final_) => return Err(final_),
-            }
+            };
             if timeout_at(end, changes.changed()).await.is_err() {
-                return Err(NoRoute::NoneLive);
+                return Err(error);
             }
         }
     }

@@ -24,6 +24,7 @@ use rookery_proto::{
         GatewayStatus, WatchGatewayRequest, gateway_service_client::GatewayServiceClient,
         inference_service_client::InferenceServiceClient,
     },
+    validate::limit,
 };
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,13 @@ pub use status::InvalidStatus;
 /// Largest status that a gateway may send.
 const MOST_STATUS_BYTES: usize = 1 << 20;
 
+/// Bytes of one call's answer that wait here for their reader.
+const STREAM_WINDOW: u32 = 64 << 10;
+
+/// Bytes of all answers of a link: the most that HTTP/2 knows, so that only the streams' own windows count and a
+/// client that does not read holds up nobody else, least of all the heartbeats.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
 /// How many heartbeats a gateway may miss.
 const MISSED_HEARTBEATS: u32 = 3;
 
@@ -56,6 +64,7 @@ impl Connection {
     /// A client of the gateway's inference service.
     pub(crate) fn inference(&self) -> InferenceServiceClient<LinkChannel> {
         InferenceServiceClient::with_origin(self.channel.clone(), channel::origin())
+            .max_decoding_message_size(limit::ANSWER_BYTES)
     }
 }
 
@@ -109,6 +118,8 @@ impl Links {
         let mut builder = hyper::client::conn::http2::Builder::new(TaskExecutor(self.tasks.clone()));
         builder
             .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(self.config.keepalive_interval)
             .keep_alive_timeout(self.config.keepalive_timeout)
             .keep_alive_while_idle(true);

@@ -3,6 +3,7 @@
 //! A client that goes away drops the handler or the stream, which drops the call to the worker, which cancels it
 //! there. Metadata of clients is not passed on to gateways, except for trace context and the deadline.
 
+mod ending;
 mod errors;
 mod metrics;
 mod proxy;
@@ -12,7 +13,12 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::Stream;
 use rookery_proto::{
-    deadline, semconv, server::Gate, status, status::Reason, trace_context, v1, validate, validate::Input,
+    deadline, semconv,
+    server::{Admission, Gate, Tasks, answer},
+    status,
+    status::Reason,
+    trace_context, v1, validate,
+    validate::Input,
 };
 use tonic::{Request, Response, Status};
 use tracing::{Span, info_span};
@@ -22,9 +28,10 @@ use crate::{
     config::RoutingSection,
     fleet::{Fleet, to_wire},
 };
+use ending::CallEnding;
 pub(crate) use metrics::Metrics;
 use proxy::Proxied;
-use route::{Call, Router};
+use route::{Begun, Call, Routed, Router};
 
 /// The inference service of the control plane. Clones share everything.
 #[derive(Clone)]
@@ -35,14 +42,21 @@ pub struct Inference {
 struct Shared {
     fleet: Fleet,
     gate: Gate,
+    tasks: Tasks,
     router: Router,
     metrics: Metrics,
 }
 
 impl Inference {
-    pub(crate) fn new(fleet: Fleet, gate: Gate, routing: RoutingSection, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        fleet: Fleet,
+        gate: Gate,
+        tasks: Tasks,
+        routing: RoutingSection,
+        metrics: Metrics,
+    ) -> Self {
         let router = Router::new(fleet.clone(), routing, metrics.clone());
-        Self { shared: Arc::new(Shared { fleet, gate, router, metrics }) }
+        Self { shared: Arc::new(Shared { fleet, gate, tasks, router, metrics }) }
     }
 }
 
@@ -56,12 +70,17 @@ impl v1::inference_service_server::InferenceService for Inference {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<ResponseStream>, Status> {
-        let span = route_span(&request, "Generate");
-        let result = self.shared.generate(request, &span).await;
-        match result {
-            Ok(stream) => Ok(Response::new(stream)),
+        let mut ending = CallEnding::new(route_span(&request, "Generate"));
+        let arrival = Instant::now();
+        match self.shared.generate(request, ending.span(), arrival).await {
+            Ok(Generation { routed, admission, deadline }) => {
+                self.shared.metrics.first_event(arrival.elapsed());
+                let proxied = Proxied::new(routed, ending, admission);
+                let events = answer(proxied, deadline, &self.shared.gate, &self.shared.tasks);
+                Ok(Response::new(Box::pin(events)))
+            }
             Err(status) => {
-                record_failure(&span, &status);
+                ending.failed(&status);
                 self.shared.metrics.refused(&status);
                 Err(status)
             }
@@ -72,9 +91,17 @@ impl v1::inference_service_server::InferenceService for Inference {
         &self,
         request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        let span = route_span(&request, "Tokenize");
-        let result = self.shared.tokenize(request, &span).await;
-        result.map(Response::new).inspect_err(|status| record_failure(&span, status))
+        let mut ending = CallEnding::new(route_span(&request, "Tokenize"));
+        match self.shared.tokenize(request, ending.span()).await {
+            Ok(response) => {
+                ending.ok();
+                Ok(Response::new(response))
+            }
+            Err(status) => {
+                ending.failed(&status);
+                Err(status)
+            }
+        }
     }
 
     async fn list_models(
@@ -86,24 +113,31 @@ impl v1::inference_service_server::InferenceService for Inference {
     }
 }
 
+/// A generation that a gateway has begun to answer.
+struct Generation {
+    routed: Routed<Begun>,
+    admission: Admission,
+    deadline: Option<Instant>,
+}
+
 impl Shared {
     async fn generate(
         &self,
         request: Request<v1::GenerateRequest>,
         span: &Span,
-    ) -> Result<ResponseStream, Status> {
-        let arrival = Instant::now();
+        arrival: Instant,
+    ) -> Result<Generation, Status> {
+        let incoming = trace_context::extract(request.metadata());
         let deadline = deadline::from_metadata(request.metadata(), arrival)?;
         let raw = request.into_inner();
         let checked = validate::Generate::try_from(raw.clone())?;
         describe_request(span, &checked);
         let admission = self.gate.admit()?;
         let session = Some(checked.session_id.as_str()).filter(|session| !session.is_empty());
-        let call = Call { model: &checked.model, session, deadline, gate: &self.gate, span };
+        let call =
+            Call { model: &checked.model, session, deadline, gate: &self.gate, span, incoming: &incoming };
         let routed = self.router.route(&call, raw).await?;
-        self.metrics.first_event(arrival.elapsed());
-        let proxied = Proxied { routed, span: span.clone(), deadline, gate: self.gate.clone(), admission };
-        Ok(Box::pin(proxied.events()))
+        Ok(Generation { routed, admission, deadline })
     }
 
     async fn tokenize(
@@ -111,12 +145,21 @@ impl Shared {
         request: Request<v1::TokenizeRequest>,
         span: &Span,
     ) -> Result<v1::TokenizeResponse, Status> {
+        let incoming = trace_context::extract(request.metadata());
         let deadline = deadline::from_metadata(request.metadata(), Instant::now())?;
         let raw = request.into_inner();
         let checked = validate::Tokenize::try_from(raw.clone())?;
         let _admission = self.gate.admit()?;
-        let call = Call { model: &checked.model, session: None, deadline, gate: &self.gate, span };
-        let routed = self.router.route(&call, raw).await?;
+        let call = Call {
+            model: &checked.model,
+            session: None,
+            deadline,
+            gate: &self.gate,
+            span,
+            incoming: &incoming,
+        };
+        let mut routed = self.router.route(&call, raw).await?;
+        routed.ending.ok();
         Ok(routed.value)
     }
 }

@@ -70,7 +70,7 @@ pub mod attribute {
     pub const GATEWAY_ID: &str = "rookery.gateway.id";
     /// Number of a try, from 1.
     pub const ATTEMPT_NUMBER: &str = "rookery.attempt.number";
-    /// How a try ended: `ok`, `retry` or `error`.
+    /// How a try ended: `ok`, `retry`, `error` or `cancelled`.
     pub const ATTEMPT_OUTCOME: &str = "rookery.attempt.outcome";
     /// How often the generation lost its cache blocks.
     pub const PREEMPTIONS: &str = "rookery.preemptions";

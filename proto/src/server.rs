@@ -9,6 +9,7 @@
 //! [`Tasks`] owns every task and [`Gate`] says what they may still do. Shutdown is one sequence, [`Gate::drain`]:
 //! refuse new calls, let running streams end, cut the rest, close connections, all inside one deadline.
 
+mod answer;
 mod gate;
 mod http2;
 mod limits;
@@ -16,6 +17,7 @@ mod listener;
 mod preface;
 mod tasks;
 
+pub use answer::{Answer, STALL_LIMIT, answer};
 pub use gate::{Admission, Gate};
 pub use http2::{ConnectionError, ConnectionLimits, serve};
 pub use limits::{LimitError, ServerLimits};

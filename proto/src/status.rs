@@ -32,13 +32,17 @@ pub enum Reason {
     Draining,
     /// The engine failed; the request may or may not be the cause.
     EngineFailed,
+    /// The model computed values that are no numbers for this request, as it would anywhere.
+    NumericFault,
+    /// The client did not read the answer.
+    NotRead,
     /// A defect of the server that has no name of its own.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 12] = [
         Reason::InvalidField,
         Reason::PromptTooLong,
         Reason::ModelNotFound,
@@ -48,6 +52,8 @@ impl Reason {
         Reason::GatewayLost,
         Reason::Draining,
         Reason::EngineFailed,
+        Reason::NumericFault,
+        Reason::NotRead,
         Reason::Internal,
     ];
 
@@ -63,6 +69,8 @@ impl Reason {
             Reason::GatewayLost => "GATEWAY_LOST",
             Reason::Draining => "DRAINING",
             Reason::EngineFailed => "ENGINE_FAILED",
+            Reason::NumericFault => "NUMERIC_FAULT",
+            Reason::NotRead => "NOT_READ",
             Reason::Internal => "INTERNAL",
         }
     }
@@ -77,7 +85,8 @@ impl Reason {
             Reason::NoGateway | Reason::GatewayLost | Reason::Draining | Reason::EngineFailed => {
                 Code::Unavailable
             }
-            Reason::Internal => Code::Internal,
+            Reason::NotRead => Code::Aborted,
+            Reason::NumericFault | Reason::Internal => Code::Internal,
         }
     }
 }
@@ -120,7 +129,41 @@ pub fn refuse_with(
     if retry_after.is_some() {
         details.set_retry_info(retry_after);
     }
-    Status::with_error_details(reason.code(), message, details)
+    Status::with_error_details(reason.code(), shorten(message.into(), MOST_MESSAGE_BYTES), details)
+}
+
+/// Names in a row, for messages and metadata: as many as fit a status, and how many more there are.
+pub fn list(names: &[String]) -> String {
+    let mut bytes = 0;
+    let fits = |name: &&String| {
+        bytes += name.len() + 2;
+        bytes <= MOST_LIST_BYTES
+    };
+    let named: Vec<_> = names.iter().take_while(fits).map(String::as_str).collect();
+    match names.len() - named.len() {
+        0 if names.is_empty() => "none at this moment".to_owned(),
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// A status travels in a header block, which peers limit to a few kilobytes, and which encodes bytes beyond ASCII
+/// threefold.
+const MOST_MESSAGE_BYTES: usize = 1024;
+
+/// Of each value of an error's metadata, and each description.
+const MOST_VALUE_BYTES: usize = 512;
+
+/// Of a list of names, inside the limits above.
+const MOST_LIST_BYTES: usize = 400;
+
+/// At most `most` bytes of `text`, and a mark where something is missing.
+fn shorten(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
 }
 
 /// INVALID_ARGUMENT for one field.
@@ -143,7 +186,6 @@ pub fn prompt_too_long(field: &str, prompt_tokens: usize, context_tokens: usize)
 }
 
 fn invalid(reason: Reason, mut violations: Vec<(String, String)>, metadata: &[(&str, String)]) -> Status {
-    // A status travels in a header block, which peers limit to a few kilobytes.
     const NAMED: usize = 8;
     let more = violations.len().saturating_sub(NAMED);
     violations.truncate(NAMED);
@@ -153,15 +195,18 @@ fn invalid(reason: Reason, mut violations: Vec<(String, String)>, metadata: &[(&
         message.push_str(&format!("; and {more} more"));
     }
     let mut details = error_info(reason, metadata);
-    let violations =
-        violations.into_iter().map(|(field, description)| FieldViolation::new(field, description));
+    let violations = violations
+        .into_iter()
+        .map(|(field, description)| FieldViolation::new(field, shorten(description, MOST_VALUE_BYTES)));
     details.set_bad_request(violations.collect::<Vec<_>>());
-    Status::with_error_details(reason.code(), message, details)
+    Status::with_error_details(reason.code(), shorten(message, MOST_MESSAGE_BYTES), details)
 }
 
 fn error_info(reason: Reason, metadata: &[(&str, String)]) -> ErrorDetails {
-    let metadata: std::collections::HashMap<String, String> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let metadata: std::collections::HashMap<String, String> = metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), shorten(value.clone(), MOST_VALUE_BYTES)))
+        .collect();
     ErrorDetails::with_error_info(reason.as_str(), DOMAIN, metadata)
 }
 
@@ -220,6 +265,23 @@ mod tests {
         assert!(status.message().contains("300") && status.message().contains("256"));
         assert_eq!(field_violations(&status)[0].0, "text");
         assert_eq!(reason_of(&status), Some(Reason::PromptTooLong));
+    }
+
+    #[test]
+    fn a_status_fits_a_header_block_whatever_the_names() {
+        let names: Vec<_> = (0..500).map(|n| format!("{n}-{}", "\u{1F426}".repeat(60))).collect();
+        assert!(list(&names).ends_with(" and 499 more"), "{}", list(&names));
+        assert_eq!(list(&[]), "none at this moment");
+        assert_eq!(list(&["a".into(), "b".into()]), "a, b");
+        let all = names.concat();
+        let status = refuse_with(Reason::ModelNotFound, all.clone(), &[("available", all.clone())], None);
+        let field = invalid_field("model", &all);
+        for status in [status, field] {
+            let (head, _) = status.into_http::<tonic::body::Body>().into_parts();
+            let bytes: usize =
+                head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+            assert!(bytes < 8 << 10, "{bytes}");
+        }
     }
 
     #[test]

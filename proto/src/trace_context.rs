@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use opentelemetry::{
     Context,
     propagation::{Extractor, Injector, TextMapPropagator},
+    trace::TraceContextExt,
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::{MetadataKey, MetadataMap};
@@ -17,7 +18,15 @@ static PROPAGATOR: LazyLock<TraceContextPropagator> = LazyLock::new(TraceContext
 /// Writes `span`'s context into `metadata`, so that the callee's span becomes its child.
 /// Writes nothing when the span belongs to no trace.
 pub fn inject(span: &Span, metadata: &mut MetadataMap) {
-    PROPAGATOR.inject_context(&span.context(), &mut MetadataInjector(metadata));
+    inject_or(span, &Context::new(), metadata);
+}
+
+/// The same for a server in the middle, whose own caller's context is `incoming`: without a layer for OpenTelemetry
+/// no span of its own has a context, and the caller's is passed on, so that the trace stays whole.
+pub fn inject_or(span: &Span, incoming: &Context, metadata: &mut MetadataMap) {
+    let own = span.context();
+    let context = if own.span().span_context().is_valid() { &own } else { incoming };
+    PROPAGATOR.inject_context(context, &mut MetadataInjector(metadata));
 }
 
 /// The caller's context, empty where `metadata` holds none or an invalid one.
@@ -61,8 +70,6 @@ impl Extractor for MetadataExtractor<'_> {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::trace::TraceContextExt;
-
     use super::*;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -76,6 +83,18 @@ mod tests {
         let mut out = MetadataMap::new();
         PROPAGATOR.inject_context(&context, &mut MetadataInjector(&mut out));
         assert_eq!(out.get("traceparent").unwrap(), PARENT);
+    }
+
+    #[test]
+    fn without_spans_of_its_own_a_server_passes_the_callers_context_on() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("traceparent", PARENT.parse().unwrap());
+        let mut out = MetadataMap::new();
+        inject_or(&Span::none(), &extract(&metadata), &mut out);
+        assert_eq!(out.get("traceparent").unwrap(), PARENT);
+        let mut out = MetadataMap::new();
+        inject(&Span::none(), &mut out);
+        assert!(out.is_empty());
     }
 
     #[test]

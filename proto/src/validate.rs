@@ -22,6 +22,12 @@ pub mod limit {
     pub const TEMPERATURE: f32 = 100.0;
     /// Absolute value of presence and frequency penalty.
     pub const PENALTY: f32 = 2.0;
+    /// Repetition penalties: wide enough for any use, and no logit becomes infinite by them.
+    pub const REPETITION_PENALTY: std::ops::RangeInclusive<f32> = 0.01..=100.0;
+    /// Bytes of text to tokenise.
+    pub const TOKENIZE_BYTES: usize = 512 << 10;
+    /// Bytes of an answer's message: what gRPC clients take by default.
+    pub const ANSWER_BYTES: usize = 4 << 20;
     /// Entries of `logit_bias`.
     pub const LOGIT_BIAS_ENTRIES: usize = 1024;
     /// Absolute value of a logit bias.
@@ -84,7 +90,7 @@ pub struct Sampling {
     pub top_p: f32,
     /// In [0, 1].
     pub min_p: f32,
-    /// Greater than 0; 1 changes nothing.
+    /// From 0.01 to 100; 1 changes nothing.
     pub repetition_penalty: f32,
     /// From -2 to 2.
     pub presence_penalty: f32,
@@ -201,6 +207,12 @@ impl TryFrom<v1::TokenizeRequest> for Tokenize {
             Raw::Chat(chat) => Input::Chat(chat.messages),
         });
         let input = check.input(input);
+        if let Some(input) = &input {
+            let bytes = input.text_bytes();
+            check.require(bytes <= limit::TOKENIZE_BYTES, input.field(), || {
+                format!("must have at most {} bytes of text, has {bytes}", limit::TOKENIZE_BYTES)
+            });
+        }
         check.finish(input.map(|input| Tokenize { model: request.model, input }))
     }
 }
@@ -295,7 +307,7 @@ impl Check {
         self.range("sampling.top_p", sampling.top_p, above_zero..=1.0, "greater than 0 and at most 1");
         self.range("sampling.min_p", sampling.min_p, 0.0..=1.0, "from 0 to 1");
         let repetition = sampling.repetition_penalty;
-        self.range("sampling.repetition_penalty", repetition, above_zero.., "greater than 0 and finite");
+        self.range("sampling.repetition_penalty", repetition, limit::REPETITION_PENALTY, "from 0.01 to 100");
         let penalty = -limit::PENALTY..=limit::PENALTY;
         self.range("sampling.presence_penalty", sampling.presence_penalty, penalty.clone(), "from -2 to 2");
         self.range("sampling.frequency_penalty", sampling.frequency_penalty, penalty, "from -2 to 2");

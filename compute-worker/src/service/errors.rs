@@ -30,7 +30,7 @@ pub(super) fn submit(field: &str, error: SubmitError) -> Status {
 pub(super) fn generation(error: &GenerationError) -> Status {
     match error {
         GenerationError::DeadlineExceeded { .. } => deadline(),
-        GenerationError::NotFinite => status::refuse(Reason::Internal, error.to_string()),
+        GenerationError::NotFinite => status::refuse(Reason::NumericFault, error.to_string()),
         GenerationError::AllForbidden => status::invalid_field("sampling.logit_bias", &error.to_string()),
         GenerationError::Internal(_) => status::refuse(Reason::EngineFailed, error.to_string()),
         GenerationError::Stopped => status::refuse(Reason::EngineFailed, "the model's engine has stopped"),

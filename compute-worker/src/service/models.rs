@@ -62,7 +62,7 @@ impl Models {
     }
 
     fn names(&self) -> String {
-        self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+        status::list(&self.0.keys().cloned().collect::<Vec<_>>())
     }
 }
 

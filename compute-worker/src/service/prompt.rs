@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Instant};
 
 use rookery_model::{chat::ChatMessage, tokenizer::Tokenizer};
 use rookery_proto::{
-    server::Tasks,
+    server::{Admission, Tasks},
     status::{self, Reason},
     validate::Input,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 use super::errors;
@@ -24,6 +24,13 @@ pub(super) struct Prompts {
     places: Arc<Semaphore>,
 }
 
+/// A prompt, and the call's place at the gate, which it had to lend to the work: work that has begun goes on when
+/// its call is cancelled, and must be counted until it ends.
+pub(super) struct Prompt {
+    pub(super) token_ids: Vec<u32>,
+    pub(super) admission: Admission,
+}
+
 impl Prompts {
     pub(super) fn new(tasks: Tasks) -> Self {
         Self { tasks, places: Arc::new(Semaphore::new(AT_ONCE)) }
@@ -35,27 +42,49 @@ impl Prompts {
         tokenizer: &Arc<Tokenizer>,
         input: Input,
         deadline: Option<Instant>,
-    ) -> Result<Vec<u32>, Status> {
-        let input = match input {
-            Input::TokenIds(ids) => return Ok(ids),
-            Input::Text(text) if text.len() <= SHORT_BYTES => {
-                return tokenizer.encode_text(&text).map_err(|error| errors::tokenizer("text", &error));
-            }
-            long @ (Input::Text(_) | Input::Chat(_)) => long,
+        admission: Admission,
+    ) -> Result<Prompt, Status> {
+        let short = match &input {
+            Input::TokenIds(_) => true,
+            Input::Text(text) => text.len() <= SHORT_BYTES,
+            Input::Chat(_) => false,
         };
-        let tokenizer = Arc::clone(tokenizer);
-        let work = async {
-            let _place = self.places.acquire().await;
-            self.tasks.run_blocking("tokenise", move || encode(&tokenizer, input)).await
-        };
+        if short {
+            return Ok(Prompt { token_ids: encode(tokenizer, input)?, admission });
+        }
+        let work = self.encode_elsewhere(Arc::clone(tokenizer), input, admission);
         let result = match deadline {
-            // Dropping the wait is safe: work that has begun ends by itself and is forgotten.
+            // Dropping the wait is safe: work that has begun ends by itself, with the places that it holds.
             Some(deadline) => {
                 tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| errors::deadline())?
             }
             None => work.await,
         };
         result.unwrap_or_else(|| Err(status::refuse(Reason::Internal, "the tokenizer failed on this input")))
+    }
+
+    /// On a thread that may block; `None` if it panicked.
+    async fn encode_elsewhere(
+        &self,
+        tokenizer: Arc<Tokenizer>,
+        input: Input,
+        admission: Admission,
+    ) -> Option<Result<Prompt, Status>> {
+        // An error would mean a closed semaphore, and this one is never closed.
+        let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
+        // Alive for as long as somebody waits for the result.
+        let caller = Arc::new(());
+        let waiting = Arc::downgrade(&caller);
+        let work = move || {
+            let _place: OwnedSemaphorePermit = place;
+            if waiting.strong_count() == 0 {
+                return Err(errors::deadline());
+            }
+            encode(&tokenizer, input).map(|token_ids| Prompt { token_ids, admission })
+        };
+        let result = self.tasks.run_blocking("tokenise", work).await;
+        drop(caller);
+        result
     }
 }
 

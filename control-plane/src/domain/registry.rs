@@ -56,9 +56,12 @@ pub enum NoRoute {
         /// Names of the models that are served now, sorted.
         available: Vec<String>,
     },
-    /// The model is known, but no gateway that serves it is linked and accepting, or all were tried already.
+    /// The model is known, but no gateway that serves it is linked and accepting.
     #[error("no gateway that serves the model can take the request now")]
     NoneLive,
+    /// Gateways that serve the model are linked and accepting, but each was tried already.
+    #[error("all gateways that serve the model were tried")]
+    AllTried,
 }
 
 impl<C> Default for Registry<C> {
@@ -108,12 +111,13 @@ impl<C: Clone> Registry<C> {
         random: u64,
     ) -> Result<Reservation<C>, NoRoute> {
         let model = self.resolve(model)?;
-        let gateways: Vec<_> = self
+        let (old, gateways): (Vec<_>, Vec<_>) = self
             .gateways
             .iter()
-            .filter(|(_, linked)| linked.state.accepting && !tried.contains(&linked.link))
+            .filter(|(_, linked)| linked.state.accepting)
             .filter_map(|(id, linked)| Some((id, linked, linked.state.models.get(&model)?)))
-            .collect();
+            .partition(|(_, linked, _)| tried.contains(&linked.link));
+        let none = if old.is_empty() { NoRoute::NoneLive } else { NoRoute::AllTried };
         let candidates: Vec<_> = gateways
             .iter()
             .map(|(id, linked, load)| Candidate {
@@ -124,7 +128,7 @@ impl<C: Clone> Registry<C> {
                 free_blocks: load.free_blocks,
             })
             .collect();
-        let index = choose(&candidates, session, random).ok_or(NoRoute::NoneLive)?;
+        let index = choose(&candidates, session, random).ok_or(none)?;
         let (gateway, link) = (gateways[index].0.clone(), gateways[index].1.link);
         let linked = self.current(&gateway, link).ok_or(NoRoute::NoneLive)?;
         linked.in_flight += 1;
@@ -163,7 +167,9 @@ impl<C: Clone> Registry<C> {
                 Err(available) => Err(NoRoute::Ambiguous { available }),
             };
         }
-        if self.known_models.contains(model) || self.known_models.is_empty() {
+        // What is served now counts first: the memory of names is limited.
+        let served = || self.gateways.values().any(|linked| linked.state.models.contains_key(model));
+        if self.known_models.is_empty() || self.known_models.contains(model) || served() {
             return Ok(model.to_owned());
         }
         Err(NoRoute::UnknownModel { available: self.available() })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rookery_proto::status::{self, Reason};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::domain::{GatewayId, NoRoute};
 
@@ -14,14 +14,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub(super) fn no_route(model: &str, error: &NoRoute) -> Status {
     match error {
         NoRoute::UnknownModel { available } => {
-            let names = list(available);
+            let names = status::list(available);
             let message = format!("no gateway serves model {model:?}; there is {names}");
-            status::refuse_with(Reason::ModelNotFound, message, &[("available", available.join(", "))], None)
+            status::refuse_with(Reason::ModelNotFound, message, &[("available", names)], None)
         }
         NoRoute::Ambiguous { available } => {
-            status::invalid_field("model", &format!("must be set, to one of {}", list(available)))
+            status::invalid_field("model", &format!("must be set, to one of {}", status::list(available)))
         }
-        NoRoute::NoneLive => {
+        NoRoute::NoneLive | NoRoute::AllTried => {
             let message = if model.is_empty() {
                 "no gateway is linked and accepting at this moment".to_owned()
             } else {
@@ -29,16 +29,6 @@ pub(super) fn no_route(model: &str, error: &NoRoute) -> Status {
             };
             status::refuse_with(Reason::NoGateway, message, &[], Some(RETRY_AFTER))
         }
-    }
-}
-
-/// Not so many that the status would not fit a header.
-fn list(names: &[String]) -> String {
-    const NAMED: usize = 16;
-    match names.len() {
-        0 => "none at this moment".to_owned(),
-        count if count > NAMED => format!("{} and {} more", names[..NAMED].join(", "), count - NAMED),
-        _ => names.join(", "),
     }
 }
 
@@ -63,23 +53,58 @@ pub(super) fn pass_on(gateway: &GatewayId, status: &Status) -> Status {
 }
 
 /// Whether another gateway may do better, given that nothing of the answer has reached the client.
-pub(super) fn is_worth_retrying(status: &Status) -> bool {
-    status::is_transport_failure(status)
-        || matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// The gateway is the cause.
+    Yes,
+    /// The request may be the cause, and must not go through the fleet engine by engine.
+    Once,
+    /// The request is the cause, or nobody knows.
+    Never,
+}
+
+/// What to do after a gateway failed with `status`. Only reasons count: a code alone may be about the request.
+pub(super) fn retry(status: &Status) -> Retry {
+    if status::is_transport_failure(status) {
+        return Retry::Yes;
+    }
+    match status::reason_of(status) {
+        Some(Reason::Draining | Reason::QueueFull | Reason::GatewayLost) => Retry::Yes,
+        Some(Reason::EngineFailed) => Retry::Once,
+        Some(
+            Reason::InvalidField
+            | Reason::PromptTooLong
+            | Reason::ModelNotFound
+            | Reason::DeadlineExceeded
+            | Reason::NoGateway
+            | Reason::NumericFault
+            | Reason::NotRead
+            | Reason::Internal,
+        )
+        | None => Retry::Never,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[test]
     fn only_what_another_gateway_could_do_is_retried() {
-        assert!(is_worth_retrying(&status::refuse(Reason::QueueFull, "")));
-        assert!(is_worth_retrying(&status::refuse(Reason::Draining, "")));
-        assert!(is_worth_retrying(&Status::from_error("broken pipe".into())));
-        assert!(!is_worth_retrying(&status::refuse(Reason::InvalidField, "")));
-        assert!(!is_worth_retrying(&status::refuse(Reason::DeadlineExceeded, "")));
-        assert!(!is_worth_retrying(&status::refuse(Reason::Internal, "")));
+        for reason in [Reason::QueueFull, Reason::Draining] {
+            assert_eq!(retry(&status::refuse(reason, "")), Retry::Yes);
+        }
+        assert_eq!(retry(&Status::from_error("broken pipe".into())), Retry::Yes);
+        assert_eq!(retry(&status::refuse(Reason::EngineFailed, "")), Retry::Once);
+        for reason in [Reason::InvalidField, Reason::DeadlineExceeded, Reason::NumericFault, Reason::Internal]
+        {
+            assert_eq!(retry(&status::refuse(reason, "")), Retry::Never);
+        }
+        for code in [Code::Unavailable, Code::ResourceExhausted] {
+            assert_eq!(retry(&Status::new(code, "no reason")), Retry::Never);
+        }
     }
 
     #[test]

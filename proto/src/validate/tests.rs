@@ -80,6 +80,8 @@ fn each_limit_names_its_field() {
         (sampling(|s| s.min_p = Some(-0.1)), "sampling.min_p"),
         (sampling(|s| s.repetition_penalty = Some(0.0)), "sampling.repetition_penalty"),
         (sampling(|s| s.repetition_penalty = Some(f32::INFINITY)), "sampling.repetition_penalty"),
+        (sampling(|s| s.repetition_penalty = Some(0.009)), "sampling.repetition_penalty"),
+        (sampling(|s| s.repetition_penalty = Some(101.0)), "sampling.repetition_penalty"),
         (sampling(|s| s.presence_penalty = Some(2.1)), "sampling.presence_penalty"),
         (sampling(|s| s.frequency_penalty = Some(-2.1)), "sampling.frequency_penalty"),
         (sampling(|s| s.logit_bias = [(7, 100.5)].into()), "sampling.logit_bias[7]"),

@@ -68,8 +68,19 @@ fn names_are_resolved_or_refused_with_what_there_is() {
     let draining = GatewayState { accepting: false, ..serving(&["m", "n"]) };
     let (b, _) = registry.link(id("b"), (), draining);
     assert_eq!(registry.reserve("n", None, &[], 0), Err(NoRoute::NoneLive), "known, but leaving");
-    assert_eq!(registry.reserve("m", None, &[link], 0), Err(NoRoute::NoneLive), "tried already");
+    assert_eq!(registry.reserve("m", None, &[link], 0), Err(NoRoute::AllTried), "tried already");
     registry.unlink(&id("b"), b);
+}
+
+#[test]
+fn a_served_model_is_found_however_many_names_there_were() {
+    let mut registry = Registry::default();
+    let names: Vec<_> = (0..MOST_KNOWN_MODELS).map(|n| format!("old-{n}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let (link, _) = registry.link(id("a"), (), serving(&names));
+    assert!(registry.update(&id("a"), link, serving(&["new"])));
+    assert_eq!(registry.reserve("new", None, &[], 0).unwrap().gateway, id("a"));
+    assert_eq!(registry.reserve("old-0", None, &[], 0), Err(NoRoute::NoneLive));
 }
 
 #[derive(Clone, Debug)]
