@@ -3,9 +3,10 @@
 //! Names of the OpenTelemetry semantic conventions (GenAI, RPC) are used where they exist; the rest start with
 //! `rookery.`. Durations are in seconds, as the conventions ask.
 
-/// Names of spans. One generation through the control plane is
-/// client → [`ROUTE`] → [`ATTEMPT`] → [`GENERATE`] → [`QUEUE`], [`PREFILL`], [`DECODE`].
 pub mod span {
+    //! Names of spans. One generation through the control plane is
+    //! client → [`ROUTE`] → [`ATTEMPT`] → [`GENERATE`] → [`QUEUE`], [`PREFILL`], [`DECODE`].
+
     /// What a command-line client does, from its call to the end of the stream.
     pub const CLIENT: &str = "rookery.client";
     /// The control plane's part of one generation, from the request's arrival to the end of the stream.
