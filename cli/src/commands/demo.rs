@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rookery_model::bundle::Progress;
-use rookery_model::pack::{ExistingTarget, PackOptions, Recipe};
+use rookery_model::pack::{ExistingTarget, PACKER_VERSION, PackOptions, Recipe};
 use rookery_proto::v1::generate_request::Input;
 use rookery_proto::v1::generate_response::Event;
 use rookery_proto::v1::{Chat, ChatMessage, GenerateRequest, SamplingParams};
@@ -80,7 +80,7 @@ fn packed(
     progress: &dyn Progress,
 ) -> Result<PathBuf, Failure> {
     let recipe = Recipe::W8;
-    let key = digest::of_text(&format!("{} {recipe} {}", model.sha256, env!("CARGO_PKG_VERSION")));
+    let key = digest::of_text(&format!("{} {recipe} {}", model.sha256, PACKER_VERSION));
     let bundle = cache.bundles().join(format!("{}-{recipe}-{}", model.name, &key[..12]));
     let waiting = || output::note("another run is packing the demo model, waiting for it");
     let _lock = Lock::acquire(&bundle, waiting).or_fail(|| "could not lock the cache".to_owned())?;

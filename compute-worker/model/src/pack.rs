@@ -35,6 +35,9 @@ mod layout_writer;
 mod quantize;
 mod weight_blob;
 
+/// Version of the packer, part of every bundle: the same version, source and recipe give the same bytes.
+pub const PACKER_VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// How weights are quantised. Norms and biases stay f32; embedding and head are always `w8`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recipe {
@@ -174,7 +177,7 @@ pub fn pack(
         source: source.description().replace(char::is_control, " "),
         parameters: source.parameters(),
         quality: None,
-        packer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        packer_version: PACKER_VERSION.to_owned(),
     };
     let layers = write_layers(source, &config, &writer, options, progress)?;
     let manifest = Manifest {
