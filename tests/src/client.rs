@@ -22,6 +22,15 @@ pub fn channel(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).expect("an address makes a valid URI").connect_lazy()
 }
 
+/// A client on a connection of its own that takes very little of an answer before it is read.
+///
+/// # Panics
+/// Never: an address makes a valid URI.
+pub fn narrow_client(address: SocketAddr) -> Client {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address makes a valid URI");
+    Client::new(endpoint.initial_stream_window_size(64).connect_lazy())
+}
+
 /// A client of the server at `address`.
 pub fn client(address: SocketAddr) -> Client {
     Client::new(channel(address))

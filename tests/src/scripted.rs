@@ -33,6 +33,8 @@ pub enum Script {
     Refuse(fn() -> Status),
     /// Takes the request and never answers.
     Hang,
+    /// Sends without end, 16 KiB at a time.
+    Flood,
 }
 
 /// A scripted gateway, linked to a control plane until dropped.
@@ -147,6 +149,11 @@ impl inference_service_server::InferenceService for Service {
         match self.script {
             Script::Refuse(status) => Err(status()),
             Script::Hang => Ok(Response::new(hang.boxed())),
+            Script::Flood => {
+                let long = v1::Delta { text: "x".repeat(16 << 10), ..Default::default() };
+                let long = v1::GenerateResponse { event: Some(Event::Delta(long)) };
+                Ok(Response::new(stream::iter([event(0)]).chain(stream::repeat(long).map(Ok)).boxed()))
+            }
             Script::DropBeforeFirst => {
                 kill.cancel();
                 Ok(Response::new(hang.boxed()))

@@ -12,12 +12,13 @@ use super::ConnectionLimits;
 pub struct ServerLimits {
     /// Connections at the same time; further ones wait to be accepted. Default 1024.
     pub max_connections: NonZeroU32,
-    /// Calls at the same time on one connection. Default 256.
+    /// Calls at the same time on one connection. Default 64.
     pub max_streams_per_connection: NonZeroU32,
     /// Generations and tokenisations at the same time over all connections; further ones are refused with
     /// RESOURCE_EXHAUSTED. Default 1024.
     pub max_calls: NonZeroU32,
-    /// Largest request message, in bytes. Default 4194304 (4 MiB), which is gRPC's own default.
+    /// Largest request message, in bytes. Default 1048576 (1 MiB), more than any model's context; requests are read
+    /// before they are admitted, so this times the streams is what one connection can make the server hold.
     pub max_message_bytes: NonZeroU32,
     /// Time that a new connection has to start speaking HTTP/2. Default 5s.
     #[serde(with = "humantime_serde")]
@@ -38,9 +39,9 @@ impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             max_connections: const { non_zero(1024) },
-            max_streams_per_connection: const { non_zero(256) },
+            max_streams_per_connection: const { non_zero(64) },
             max_calls: const { non_zero(1024) },
-            max_message_bytes: const { non_zero(4 << 20) },
+            max_message_bytes: const { non_zero(1 << 20) },
             handshake_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),

@@ -9,3 +9,4 @@ mod hostile;
 mod protocols;
 mod refusals;
 mod routing;
+mod unread;

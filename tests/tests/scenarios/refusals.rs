@@ -143,6 +143,7 @@ async fn bad_parameters_are_named_by_worker_and_control_plane() {
         (sampling(|s| s.top_p = Some(0.0)), "sampling.top_p"),
         (sampling(|s| s.min_p = Some(2.0)), "sampling.min_p"),
         (sampling(|s| s.repetition_penalty = Some(0.0)), "sampling.repetition_penalty"),
+        (sampling(|s| s.repetition_penalty = Some(1e30)), "sampling.repetition_penalty"),
         (sampling(|s| s.presence_penalty = Some(3.0)), "sampling.presence_penalty"),
         (sampling(|s| s.frequency_penalty = Some(f32::INFINITY)), "sampling.frequency_penalty"),
         (sampling(|s| s.min_tokens = Some(2)), "sampling.min_tokens"),
@@ -185,6 +186,23 @@ async fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
             assert!(field == "text" || error.message().contains("700"), "{error}");
         }
     }
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn text_to_tokenise_is_limited_and_the_answer_fits_everywhere() {
+    let fleet = Fleet::start(1).await.unwrap();
+    let request = |bytes: usize| v1::TokenizeRequest {
+        input: Some(v1::tokenize_request::Input::Text("~ ".repeat(bytes / 2))),
+        ..Default::default()
+    };
+    let mut answers = Vec::new();
+    for mut client in [fleet.client(), fleet.workers[0].client()] {
+        let error = client.tokenize(request((512 << 10) + 2)).await.unwrap_err();
+        assert_eq!(status::field_violations(&error)[0].0, "text", "{error:?}");
+        answers.push(client.tokenize(request(512 << 10)).await.unwrap().into_inner());
+    }
+    assert!(answers[0] == answers[1] && answers[0].token_ids.len() > 100_000);
     fleet.stop().await;
 }
 

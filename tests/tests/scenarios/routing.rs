@@ -156,6 +156,50 @@ async fn attempts_are_bounded_and_errors_of_the_request_are_not_retried() {
 }
 
 #[tokio::test]
+async fn an_engine_that_fails_is_followed_by_one_other() {
+    let control_plane =
+        control_plane(|config| config.routing.wait_for_gateway = Duration::from_secs(50)).await.unwrap();
+    let failed = Script::Refuse(|| status::refuse(Reason::EngineFailed, "out of order"));
+    let link = control_plane.link_address();
+    let gateways = [
+        ScriptedGateway::start("failed-0", link, failed.clone()).await.unwrap(),
+        ScriptedGateway::start("failed-1", link, failed.clone()).await.unwrap(),
+        ScriptedGateway::start("failed-2", link, failed).await.unwrap(),
+    ];
+    until_linked(&control_plane, 3).await;
+    let since = Instant::now();
+    let error = generate(&client(control_plane.address()), text("x", 1)).await.unwrap_err();
+    assert_eq!((error.code(), status::reason_of(&error)), (Code::Unavailable, Some(Reason::EngineFailed)));
+    assert_eq!(gateways.iter().map(ScriptedGateway::calls).sum::<u32>(), 2);
+    assert!(since.elapsed() < Duration::from_secs(20), "waited for another gateway");
+    control_plane.drain().await;
+}
+
+#[tokio::test]
+async fn a_full_gateway_tells_more_than_a_lost_one() {
+    let control_plane =
+        control_plane(|config| config.routing.wait_for_gateway = Duration::from_secs(50)).await.unwrap();
+    let full =
+        Script::Refuse(|| status::refuse_with(Reason::QueueFull, "full", &[], Some(Duration::from_secs(9))));
+    let link = control_plane.link_address();
+    let full = ScriptedGateway::start("full", link, full).await.unwrap();
+    let lost = ScriptedGateway::start("lost", link, Script::DropBeforeFirst).await.unwrap();
+    until_linked(&control_plane, 2).await;
+    let since = Instant::now();
+    let mut calls = 0;
+    // Either may be the first; the one that is lost is tried once.
+    while lost.calls() == 0 {
+        let error = generate(&client(control_plane.address()), text("x", 1)).await.unwrap_err();
+        assert_eq!(status::reason_of(&error), Some(Reason::QueueFull), "{error:?}");
+        assert_eq!(status::retry_after(&error), Some(Duration::from_secs(9)));
+        calls += 1;
+    }
+    assert_eq!(full.calls(), calls);
+    assert!(since.elapsed() < Duration::from_secs(20), "waited for another gateway");
+    control_plane.drain().await;
+}
+
+#[tokio::test]
 async fn unknown_models_and_missing_gateways_are_told_apart() {
     let mut fleet =
         Fleet::start_with(1, |c| c.routing.wait_for_gateway = Duration::ZERO, |_| {}).await.unwrap();
