@@ -133,11 +133,14 @@ impl Backend for Faulty {
 }
 
 async fn fails_with(panics: bool, message: &str) {
-    let calls_left = Arc::new(AtomicUsize::new(60));
-    let backend = Box::new(Faulty { cpu: CpuBackend::new(Kernels::detect()), calls_left, panics });
+    let calls_left = Arc::new(AtomicUsize::new(usize::MAX));
+    let cpu = CpuBackend::new(Kernels::detect());
+    let backend = Box::new(Faulty { cpu, calls_left: Arc::clone(&calls_left), panics });
     let engine = Engine::start_with_backend(bundle("qwen2", Recipe::W8), config(), backend).unwrap();
     let generations: Vec<_> =
         (0..5).map(|n| engine.submit(request("x", prompt(20 + n, 1), 400)).unwrap()).collect();
+    // Only now: an engine that fails at once would refuse the last of them.
+    calls_left.store(60, Ordering::Relaxed);
     for generation in generations {
         let outcome = collect(generation).await;
         assert_eq!(outcome.error, Some(GenerationError::Internal(message.to_owned())));
