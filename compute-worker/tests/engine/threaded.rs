@@ -79,7 +79,7 @@ async fn a_thousand_readers_leave_at_any_moment_and_every_block_comes_back() {
 
 #[tokio::test]
 async fn shutdown_ends_what_runs_and_refuses_what_comes() {
-    let engine = start();
+    let engine = start_slow();
     let mut running = engine.submit(request("x", prompt(20, 1), 400)).unwrap();
     running.next().await.unwrap();
     let joined = engine.clone();
@@ -93,7 +93,7 @@ async fn shutdown_ends_what_runs_and_refuses_what_comes() {
 
 #[tokio::test]
 async fn stopping_does_not_wait_and_ends_what_runs() {
-    let engine = start();
+    let engine = start_slow();
     let mut running = engine.submit(request("x", prompt(20, 1), 400)).unwrap();
     running.next().await.unwrap();
     engine.stop_admitting();
@@ -103,9 +103,33 @@ async fn stopping_does_not_wait_and_ends_what_runs() {
     engine.shutdown();
 }
 
+/// Computes correctly, at the pace of a large model: 400 tokens take seconds, so what is to be stopped still runs.
+struct Slow(CpuBackend);
+
+impl Backend for Slow {
+    fn linear(
+        &mut self,
+        pool: &Pool,
+        a: &Activations,
+        jobs: &mut [LinearJob<'_>],
+    ) -> Result<(), BackendError> {
+        std::thread::sleep(Duration::from_millis(1));
+        self.0.linear(pool, a, jobs)
+    }
+
+    fn name(&self) -> String {
+        "slow".to_owned()
+    }
+}
+
+fn start_slow() -> EngineHandle {
+    let backend = Box::new(Slow(CpuBackend::new(Kernels::detect())));
+    Engine::start_with_backend(bundle("qwen3", Recipe::W8), config(), backend).unwrap()
+}
+
 /// Computes correctly for a while.
 struct Faulty {
-    cpu: CpuBackend,
+    cpu: Slow,
     calls_left: Arc<AtomicUsize>,
     panics: bool,
 }
@@ -134,7 +158,7 @@ impl Backend for Faulty {
 
 async fn fails_with(panics: bool, message: &str) {
     let calls_left = Arc::new(AtomicUsize::new(usize::MAX));
-    let cpu = CpuBackend::new(Kernels::detect());
+    let cpu = Slow(CpuBackend::new(Kernels::detect()));
     let backend = Box::new(Faulty { cpu, calls_left: Arc::clone(&calls_left), panics });
     let engine = Engine::start_with_backend(bundle("qwen2", Recipe::W8), config(), backend).unwrap();
     let generations: Vec<_> =
