@@ -10,7 +10,8 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use rookery_model::bundle::{Bundle, BundleError, NoProgress, Progress};
 use rookery_proto::{
     server::{
-        Gate, OnPanic, ReflectionError, Tasks, accept, add_health, add_reflection, add_shared_health, serve,
+        Gate, OnPanic, ReflectionError, Tasks, accept_and_serve, add_health, add_reflection,
+        add_shared_health,
     },
     v1::{
         gateway_service_server::GatewayServiceServer,
@@ -21,7 +22,7 @@ use rookery_proto::{
 use tokio::{net::TcpListener, time::timeout};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tracing::{debug, error, info};
+use tracing::{error, info};
 
 use crate::{
     agent::{self, Gateway},
@@ -282,17 +283,10 @@ impl RunningWorker {
     }
 
     fn spawn_listener(&self, listener: TcpListener, routes: Routes, config: &ValidWorkerConfig) {
-        let (tasks, gate, limits) = (self.tasks.clone(), self.gate.clone(), config.connection.clone());
         let most = config.limits.max_connections.get() as usize;
-        let accepting = accept(listener, most, tasks.clone(), gate.clone(), move |socket, peer| {
-            let (tasks, gate, limits, routes) = (tasks.clone(), gate.clone(), limits.clone(), routes.clone());
-            async move {
-                if let Err(error) = serve(socket, routes, &limits, &tasks, &gate).await {
-                    debug!(%peer, %error, "a connection ended early");
-                }
-            }
-        });
-        self.tasks.spawn("listener", OnPanic::StopNode, accepting);
+        let limits = config.connection.clone();
+        let serving = accept_and_serve(listener, most, routes, limits, self.tasks.clone(), self.gate.clone());
+        self.tasks.spawn("listener", OnPanic::StopNode, serving);
     }
 
     fn spawn_agent(&self, link: ValidLink, routes: Routes) {

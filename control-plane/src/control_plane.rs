@@ -3,14 +3,14 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use rookery_proto::{
-    server::{Gate, OnPanic, ReflectionError, Tasks, accept, add_health, add_reflection, serve},
+    server::{Gate, OnPanic, ReflectionError, Tasks, accept, accept_and_serve, add_health, add_reflection},
     v1::inference_service_server::{InferenceServiceServer, SERVICE_NAME},
     validate::limit,
 };
 use tokio::net::TcpListener;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
     config::ValidControlPlaneConfig,
@@ -152,17 +152,10 @@ impl RunningControlPlane {
     }
 
     fn spawn_clients(&self, listener: TcpListener, routes: Routes, config: &ValidControlPlaneConfig) {
-        let (tasks, gate, limits) = (self.tasks.clone(), self.gate.clone(), config.connection.clone());
         let most = config.limits.max_connections.get() as usize;
-        let accepting = accept(listener, most, tasks.clone(), gate.clone(), move |socket, peer| {
-            let (tasks, gate, limits, routes) = (tasks.clone(), gate.clone(), limits.clone(), routes.clone());
-            async move {
-                if let Err(error) = serve(socket, routes, &limits, &tasks, &gate).await {
-                    debug!(%peer, %error, "a connection ended early");
-                }
-            }
-        });
-        self.tasks.spawn("client listener", OnPanic::StopNode, accepting);
+        let limits = config.connection.clone();
+        let serving = accept_and_serve(listener, most, routes, limits, self.tasks.clone(), self.gate.clone());
+        self.tasks.spawn("client listener", OnPanic::StopNode, serving);
     }
 
     fn spawn_links(&self, listener: TcpListener, config: ValidControlPlaneConfig) {

@@ -21,7 +21,7 @@ pub use answer::{Answer, STALL_LIMIT, answer};
 pub use gate::{Admission, Gate};
 pub use http2::{ConnectionError, ConnectionLimits, serve};
 pub use limits::{LimitError, ServerLimits};
-pub use listener::accept;
+pub use listener::{accept, accept_and_serve};
 pub use tasks::{OnPanic, TaskExecutor, Tasks};
 
 use tonic::service::RoutesBuilder;

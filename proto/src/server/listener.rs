@@ -6,12 +6,34 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tracing::warn;
+use tonic::service::Routes;
+use tracing::{debug, warn};
 
-use super::{Gate, OnPanic, Tasks};
+use super::{ConnectionLimits, Gate, OnPanic, Tasks, serve};
 
 /// Pause after a failed accept; the usual cause, too many open files, does not pass faster by spinning.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts connections until the gate closes, at most `most` at a time, and serves `routes` on each.
+pub async fn accept_and_serve(
+    listener: TcpListener,
+    most: usize,
+    routes: Routes,
+    limits: ConnectionLimits,
+    tasks: Tasks,
+    gate: Gate,
+) {
+    let (serving, open) = (tasks.clone(), gate.clone());
+    accept(listener, most, tasks, gate, move |socket, peer| {
+        let (tasks, gate, limits, routes) = (serving.clone(), open.clone(), limits.clone(), routes.clone());
+        async move {
+            if let Err(error) = serve(socket, routes, &limits, &tasks, &gate).await {
+                debug!(%peer, %error, "a connection ended early");
+            }
+        }
+    })
+    .await;
+}
 
 /// Accepts connections until the gate closes and runs `handle` on each as a task of its own. Connections beyond
 /// `most` wait in the kernel's queue.
