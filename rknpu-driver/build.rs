@@ -1,0 +1,3 @@
+//! Generates the table of registers.
+
+fn main() {}
