@@ -1,1 +1,1 @@
-//! To be filled in.
+//! The device's memory layouts: feature cubes (NC1HWC2) and weight tiles, both ways.
