@@ -2,19 +2,38 @@
 //!
 //! Linear layers are exact integers, so every backend gives the same accumulators and hence the same tokens;
 //! choosing one is a question of speed only. Everything else of the forward pass is f32 on the host.
+//!
+//! - [`CpuBackend`]: the kernels of this machine's processor.
+//! - [`npu`]: the RK3588's NPU through either kernel interface, or its simulator; on any fault the same
+//!   call is computed by the kernels.
 
+mod choice;
 mod cpu;
+pub mod npu;
 
+pub use choice::{BackendChoice, BackendSettings};
 pub use cpu::CpuBackend;
 
 use rookery_kernels::{Activations, LinearJob, Pool};
 
+use crate::model::weights::ModelWeights;
+
 /// Computes linear layers over quantised activations.
 pub trait Backend: Send {
+    /// Takes a model's matrices to where this backend computes, before the first call of [`Backend::linear`]. The weights
+    /// stay readable through `weights` wherever they are.
+    ///
+    /// # Errors
+    /// When the backend is of no use for this model.
+    fn adopt(&mut self, _weights: &mut ModelWeights) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Computes every job over the same activations: `out = acc·sa·sw (+ bias)`, see [`LinearJob`].
     ///
     /// # Errors
-    /// When the hardware failed; outputs are then undefined and the engine that called stops.
+    /// When the hardware failed and nothing can take its place; outputs are then undefined and the engine that called
+    /// stops.
     fn linear(
         &mut self,
         pool: &Pool,
@@ -24,6 +43,21 @@ pub trait Backend: Send {
 
     /// Name in logs, for example `cpu/avx512-vnni`.
     fn name(&self) -> String;
+
+    /// Why it computes slower than it should, if it does.
+    fn degraded(&self) -> Option<npu::FaultKind> {
+        None
+    }
+
+    /// Whether steps have reports, so that there is a span to make for them.
+    fn reports_steps(&self) -> bool {
+        false
+    }
+
+    /// What an accelerator did since the last call of this.
+    fn take_step_report(&mut self) -> Option<npu::StepReport> {
+        None
+    }
 }
 
 /// A backend could not compute.

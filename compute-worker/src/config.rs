@@ -7,7 +7,12 @@ use rookery_kernels::Isa;
 use rookery_proto::server::{ConnectionLimits, LimitError, ServerLimits};
 use serde::{Deserialize, Serialize};
 
+use crate::backend::{BackendChoice, BackendSettings};
 use crate::engine::{EngineConfig, EngineError};
+
+mod npu;
+
+pub use npu::{BoardSection, NpuInterface, NpuPolicy, NpuSection};
 
 /// Configuration of a compute worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +29,8 @@ pub struct WorkerConfig {
     pub drain_timeout: Duration,
     /// The engine; each bundle gets one with these settings.
     pub engine: EngineSection,
+    /// The NPU.
+    pub npu: NpuSection,
     /// The connection to the control plane.
     pub link: LinkSection,
     /// What clients of the worker's own port may use.
@@ -34,6 +41,8 @@ pub struct WorkerConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EngineSection {
+    /// Where linear layers are computed: `auto`, `cpu`, `npu-sim` or `npu`. Default `auto`: a working NPU, else the CPU.
+    pub backend: BackendChoice,
     /// Threads that compute. Default: as many as the machine has processors.
     pub threads: Option<usize>,
     /// Instruction set of the kernels: `scalar`, `avx2`, `avx512-vnni`, `amx-int8` or `neon-dotprod`.
@@ -84,6 +93,7 @@ impl Default for WorkerConfig {
             bundles: Vec::new(),
             drain_timeout: Duration::from_secs(30),
             engine: EngineSection::default(),
+            npu: NpuSection::default(),
             link: LinkSection::default(),
             server: ServerLimits::default(),
         }
@@ -94,6 +104,7 @@ impl Default for EngineSection {
     fn default() -> Self {
         let engine = EngineConfig::default();
         Self {
+            backend: BackendChoice::Auto,
             threads: None,
             isa: None,
             kv_cache: ByteSize::b(engine.kv_cache_bytes),
@@ -134,6 +145,9 @@ pub enum ConfigError {
     /// A setting of the engine is out of range.
     #[error("engine settings are not usable")]
     Engine(#[source] EngineError),
+    /// A setting of the npu section is out of range.
+    #[error("npu.{0}")]
+    Npu(&'static str),
     /// A setting of the server section is out of range.
     #[error("server settings are not usable")]
     Server(#[from] LimitError),
@@ -156,6 +170,7 @@ pub struct ValidWorkerConfig {
     pub(crate) bundles: Vec<PathBuf>,
     pub(crate) drain_timeout: Duration,
     pub(crate) engine: EngineConfig,
+    pub(crate) backend: BackendSettings,
     pub(crate) link: Option<ValidLink>,
     pub(crate) limits: ServerLimits,
     pub(crate) connection: ConnectionLimits,
@@ -190,6 +205,7 @@ impl WorkerConfig {
             gateway_id,
             bundles: self.bundles,
             drain_timeout: self.drain_timeout,
+            backend: BackendSettings { choice: self.engine.backend, npu: self.npu.validate()? },
             engine: self.engine.validate()?,
             link: self.link.validate(&connection)?,
             limits: self.server,
