@@ -1,1 +1,1 @@
-//! To be filled in.
+//! What the system says of the NPU: clocks, temperatures, driver, SRAM; and what is wrong with it.
