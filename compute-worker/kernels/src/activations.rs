@@ -55,12 +55,12 @@ impl Activations {
     }
 
     /// Bytes from one row to the next.
-    pub(crate) fn stride(&self) -> usize {
+    pub fn stride(&self) -> usize {
         self.cols.next_multiple_of(ROW_ALIGN)
     }
 
-    /// All rows, `[M][stride]`.
-    pub(crate) fn values(&self) -> &[i8] {
+    /// All rows, `[M][stride]`, padded with zeros.
+    pub fn values(&self) -> &[i8] {
         &self.values
     }
 

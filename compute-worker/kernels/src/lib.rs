@@ -6,6 +6,9 @@
 //! threads. A layer is [`Kernels::quantize`] into reusable [`Activations`], then [`Kernels::linear`] with one
 //! [`LinearJob`] per matrix, reading [`Weights`] in place from wherever the caller maps them.
 //!
+//! Where another device multiplies, [`Kernels::finish`] turns its [`Accumulators`] into outputs and verifies them by
+//! [`Kernels::checksum`]; [`Kernels::expand_w4`] writes `w4` weights as the int8 tiles that they stand for.
+//!
 //! # Numeric contract
 //! Every table gives the same bits for the same input, on any number of threads, with whatever rows beside.
 //! * Linear layers are exact integers: acc = Σ_k a·w in int32, K up to [`MAX_COLS`]. Only `finish` is float:
@@ -42,6 +45,8 @@
 
 mod activations;
 mod bandwidth;
+mod checksum;
+mod finish;
 mod float;
 mod half;
 mod integer;
@@ -59,6 +64,7 @@ mod weights;
 
 pub use activations::Activations;
 pub use bandwidth::measure_read_bandwidth;
+pub use finish::Accumulators;
 pub use half::{f16_to_f32, f32_to_f16};
 pub use isa::{Isa, ParseIsaError};
 pub use kernels::Kernels;

@@ -31,11 +31,11 @@ pub struct LinearJob<'a> {
 
 /// A checked job, in a form that threads can share.
 #[derive(Clone, Copy)]
-struct View<'a> {
-    weights: Weights<'a>,
-    bias: Option<&'a [f32]>,
-    out: SharedMut<f32>,
-    stride: usize,
+pub(crate) struct View<'a> {
+    pub(crate) weights: Weights<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) out: SharedMut<f32>,
+    pub(crate) stride: usize,
 }
 
 /// One thread's packed panel and accumulators.
@@ -170,7 +170,7 @@ impl Kernels {
 }
 
 /// Asserts that a job's slices fit its shape and the activations'.
-fn check<'a>(a: &Activations, job: &'a mut LinearJob<'_>) -> View<'a> {
+pub(crate) fn check<'a>(a: &Activations, job: &'a mut LinearJob<'_>) -> View<'a> {
     let (rows, cols) = (job.weights.rows(), job.weights.cols());
     job.weights.check();
     assert_eq!(cols, a.cols(), "linear: weights and activations differ in K");

@@ -2,6 +2,7 @@
 
 mod attention;
 mod digest;
+mod finish;
 mod float;
 mod linear;
 

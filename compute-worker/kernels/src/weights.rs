@@ -1,6 +1,8 @@
 //! Views of stored weights.
 
-use crate::tiles::{self, W4_GROUP};
+use std::ops::Range;
+
+use crate::tiles::{self, TILE_BYTES, TILE_COLS, W4_GROUP, W4_TILE_ROWS, W8_TILE_ROWS};
 
 /// Largest K: beyond it Σ 127·127 leaves int32.
 pub const MAX_COLS: usize = 133_144;
@@ -60,6 +62,42 @@ impl<'a> Weights<'a> {
         match self {
             Weights::W8(w) => w.cols,
             Weights::W4(w) => w.cols,
+        }
+    }
+
+    /// Output channels `rows` by themselves, over the same memory.
+    ///
+    /// # Panics
+    /// When `rows` does not start and end at a multiple of 64, or at N.
+    pub fn part(&self, rows: Range<usize>) -> Weights<'a> {
+        let (all, cols) = (self.rows(), self.cols());
+        let whole = |row: usize| row.is_multiple_of(W4_TILE_ROWS) || row == all;
+        assert!(rows.start <= rows.end && rows.end <= all, "weights: rows {rows:?} of {all}");
+        assert!(whole(rows.start) && whole(rows.end), "weights: rows {rows:?} are not whole panels of {all}");
+        let tile_row = cols.div_ceil(TILE_COLS) * TILE_BYTES;
+        let (scales, row_sums) = (&self.scales()[rows.clone()], &self.row_sums()[rows.clone()]);
+        match self {
+            Weights::W8(w) => {
+                let tiles = rows.start.div_ceil(W8_TILE_ROWS)..rows.end.div_ceil(W8_TILE_ROWS);
+                let tiles = &w.tiles[tiles.start * tile_row..tiles.end * tile_row];
+                Weights::W8(W8 { rows: rows.len(), cols, tiles, scales, row_sums })
+            }
+            Weights::W4(w) => {
+                let tiles = rows.start.div_ceil(W4_TILE_ROWS)..rows.end.div_ceil(W4_TILE_ROWS);
+                let tiles = &w.tiles[tiles.start * tile_row..tiles.end * tile_row];
+                let groups = cols.div_ceil(W4_GROUP);
+                let multipliers = &w.multipliers[rows.start * groups..rows.end * groups];
+                Weights::W4(W4 { rows: rows.len(), cols, tiles, multipliers, scales, row_sums })
+            }
+        }
+    }
+
+    /// The stored tiles as bytes, by whose place in memory a matrix is known.
+    pub fn tile_bytes(&self) -> &'a [u8] {
+        match self {
+            // SAFETY: i8 and u8 have the same size and alignment, and every bit pattern is valid for both.
+            Weights::W8(w) => unsafe { std::slice::from_raw_parts(w.tiles.as_ptr().cast(), w.tiles.len()) },
+            Weights::W4(w) => w.tiles,
         }
     }
 

@@ -1,11 +1,19 @@
 //! The f32 half of a table of kernels: the generic bodies compiled with one instruction set's features.
 
 use super::{attention, body};
+use crate::checksum;
+use crate::tiles::{TILE_BYTES, TILE_COLS, W4_TILE_ROWS, W8_TILE_ROWS};
 
 /// Accumulators, activation scale, weight scales and bias of up to 64 channels to their outputs.
 type Finish = unsafe fn(&[i32; 64], f32, &[f32], Option<&[f32]>, &mut [f32]);
 
-/// Pointers to the f32 kernels of one instruction set.
+/// Factors times one `w8` tile's rows, added to its columns' sums.
+type AddColumns = unsafe fn(&[i8; TILE_BYTES], &[u32; W8_TILE_ROWS], &mut [u32; TILE_COLS]);
+/// A `w4` tile and its rows' multipliers to two `w8` tiles.
+type ExpandTile = unsafe fn(&[u8; TILE_BYTES], &[u8; W4_TILE_ROWS], [&mut [i8; TILE_BYTES]; 2]);
+
+/// Pointers to the f32 kernels of one instruction set, and to plain loops over integers that the compiler turns into
+/// vectors where the instruction set is known to it.
 ///
 /// Each may be called only where that instruction set was detected; the arguments' lengths are checked by the
 /// safe methods of [`crate::Kernels`], a wrong one panics or truncates but is never undefined behaviour, except
@@ -20,6 +28,10 @@ pub(crate) struct FloatTable {
     pub(crate) log_softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
     pub(crate) softmax: unsafe fn(&mut [f32]),
     pub(crate) attention: unsafe fn(&attention::Task<'_>, &mut attention::Scratch),
+    pub(crate) weighted_sum: unsafe fn(&[i32; 64], &[u32; 64]) -> u32,
+    pub(crate) dot: unsafe fn(&[i8], &[u32]) -> u32,
+    pub(crate) add_columns: AddColumns,
+    pub(crate) expand_tile: ExpandTile,
 }
 
 /// Makes a module whose `TABLE` holds the bodies compiled with `$features`; `$token` yields the proof inside.
@@ -30,6 +42,7 @@ macro_rules! float_table {
 
             pub(crate) static TABLE: FloatTable = FloatTable {
                 quantize_row, finish, rms_norm, rope, silu_mul, add_assign, log_softmax_stats, softmax, attention,
+                weighted_sum, dot, add_columns, expand_tile,
             };
 
             float_table!(@fn $token, ($($features)?), quantize_row(x: &[f32], out: &mut [i8]) -> f32, body::quantize_row);
@@ -40,6 +53,10 @@ macro_rules! float_table {
             float_table!(@fn $token, ($($features)?), add_assign(x: &mut [f32], y: &[f32]) -> (), body::add_assign);
             float_table!(@fn $token, ($($features)?), log_softmax_stats(logits: &[f32]) -> (f32, f32), body::log_softmax_stats);
             float_table!(@fn $token, ($($features)?), softmax(x: &mut [f32]) -> (), body::softmax);
+            float_table!(@plain ($($features)?), weighted_sum(values: &[i32; 64], factors: &[u32; 64]) -> u32, checksum::weighted_sum);
+            float_table!(@plain ($($features)?), dot(a: &[i8], v: &[u32]) -> u32, checksum::dot);
+            float_table!(@plain ($($features)?), add_columns(tile: &[i8; TILE_BYTES], factors: &[u32; W8_TILE_ROWS], v: &mut [u32; TILE_COLS]) -> (), checksum::add_columns);
+            float_table!(@plain ($($features)?), expand_tile(tile: &[u8; TILE_BYTES], multipliers: &[u8; W4_TILE_ROWS], out: [&mut [i8; TILE_BYTES]; 2]) -> (), checksum::expand_tile);
             float_table!(@fn $token, ($($features)?), attention(task: &attention::Task<'_>, scratch: &mut attention::Scratch) -> (), attention::run);
         }
     };
@@ -47,6 +64,12 @@ macro_rules! float_table {
         $(#[target_feature(enable = $features)])?
         fn $name($($arg: $type),*) -> $out {
             $body($token, $($arg),*)
+        }
+    };
+    (@plain ($($features:literal)?), $name:ident($($arg:ident: $type:ty),*) -> $out:ty, $body:path) => {
+        $(#[target_feature(enable = $features)])?
+        fn $name($($arg: $type),*) -> $out {
+            $body($($arg),*)
         }
     };
 }
