@@ -25,3 +25,6 @@ pub use task::{
     AddressSlot, Banks, Base, EncodedTask, LUT_ENTRIES, Relocation, TaskBuilder, TaskError, TaskKind,
 };
 pub use word::Word;
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,11 @@ fn line(word: Word) -> String {
     let Some(register) = registers::lookup(block, offset) else {
         return format!("{block:<8}  unknown register {offset:#06x}  {value:#010x}");
     };
-    let mut text = format!("{:<8}  {:<24}  {value:#010x}", block.name(), register.name);
+    let mut text = format!("{block:<8}  {:<24}  {value:#010x}", register.name);
+    if let Some(meaning) = meaning(register, value) {
+        let _ = write!(text, "  ; {meaning}");
+        return text;
+    }
     let mut named = 0;
     for field in register.fields {
         named |= field.mask();
@@ -44,9 +48,6 @@ fn line(word: Word) -> String {
     }
     if value & !named != 0 {
         let _ = write!(text, "  reserved={:#x}", value & !named);
-    }
-    if let Some(meaning) = meaning(register, value) {
-        let _ = write!(text, "  ; {meaning}");
     }
     text
 }
@@ -65,16 +66,18 @@ fn number(field: Field, value: u32) -> String {
     if value < DECIMAL_BELOW { value.to_string() } else { format!("{value:#x}") }
 }
 
-/// What the words of a tail do.
+/// What the words of a tail do; their fields would say less.
 fn meaning(register: &Register, value: u32) -> Option<String> {
     if *register == pc::BASE_ADDRESS {
         return Some(format!("the next task is at {value:#x}"));
     }
     if *register == pc::REGISTER_AMOUNTS {
         let pairs = pc::register_amounts::PC_DATA_AMOUNT.get(value);
+        let cores = pc::register_amounts::CORES_MINUS_ONE.get(value) + 1;
+        let cores = if cores > 1 { format!(", {cores} cores at work") } else { String::new() };
         return Some(match pairs {
-            0 => "no task follows".to_owned(),
-            _ => format!("the next task has {} pairs of words", pairs + 1),
+            0 => format!("no task follows{cores}"),
+            _ => format!("the next task has {} pairs of words{cores}", pairs + 1),
         });
     }
     if *register == sync::BEFORE_ENABLE {

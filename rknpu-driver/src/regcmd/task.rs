@@ -279,7 +279,7 @@ impl TaskBuilder {
         for (table, entries) in [(0, negative), (1, positive)] {
             let start = lut_access_cfg::LUT_TABLE_ID.put(lut_access_cfg::LUT_ACCESS_TYPE.mask(), table);
             self.upload.push(Word::write(LUT_ACCESS_CFG, start));
-            let entry = |&entry: &i16| Word::write(LUT_ACCESS_DATA, u32::from(entry.cast_unsigned()));
+            let entry = |&entry: &i16| Word::write(LUT_ACCESS_DATA, i32::from(entry).cast_unsigned());
             self.upload.extend(entries.iter().map(entry));
         }
         Ok(self)
