@@ -27,7 +27,7 @@ pub use info::{BlobInfo, BundleInfo};
 pub use layout::Part;
 pub use oci::{ARTIFACT_TYPE, CONFIG_TYPE, TOKENIZER_CONFIG_TYPE, TOKENIZER_TYPE, WEIGHTS_TYPE};
 pub use progress::{NoProgress, Progress};
-pub use weights::{LinearWeights, Segment};
+pub use weights::{LinearWeights, Segment, TileStorage};
 
 use crate::mapping::Mapping;
 use crate::names::TensorName;

@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 #[cfg(not(target_endian = "little"))]
 compile_error!(
@@ -38,6 +39,22 @@ impl Mapping {
         // digest through this same descriptor before they are mapped.
         let map = unsafe { Mmap::map(file)? };
         Ok(Self(Some(map)))
+    }
+
+    /// Tells the system that the bytes of `range` will not be needed soon, so that it takes their memory back. Reading them
+    /// all the same reads the file again.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        let Some(map) = &self.0 else { return };
+        let (start, end) = (range.start.min(map.len()), range.end.min(map.len()));
+        // SAFETY: dropping pages loses what was written to them, and nobody writes: the map is read-only, and by the
+        // type's invariant neither does anybody write to the file. The next read finds the same bytes in it.
+        let advised = unsafe {
+            map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end.saturating_sub(start))
+        };
+        if let Err(error) = advised {
+            // It costs memory and nothing else.
+            tracing::debug!(%error, "mapped weights could not be released");
+        }
     }
 
     /// The mapped bytes.

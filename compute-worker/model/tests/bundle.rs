@@ -19,6 +19,8 @@ use safetensors::SafeTensors;
 
 #[path = "bundle/corruption.rs"]
 mod corruption;
+#[path = "bundle/moved.rs"]
+mod moved;
 #[path = "bundle/mutation.rs"]
 mod mutation;
 #[path = "bundle/support.rs"]

@@ -74,6 +74,7 @@ fn typed_segment(segment: &LocatedSegment<'_>, map: Arc<Mapping>) -> Segment {
         cols: segment.entry.cols,
         precision: entry.precision,
         map,
+        moved: None,
         parts: Parts {
             tiles: segment.range(Role::Tiles),
             scales: segment.range(Role::Scales),

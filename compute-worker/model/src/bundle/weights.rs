@@ -1,5 +1,6 @@
-//! Typed views into mapped blobs.
+//! Typed views into mapped blobs, and into wherever their tiles were taken.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,6 +20,13 @@ pub struct LinearWeights {
     pub segments: Vec<Segment>,
 }
 
+/// Memory that holds tiles outside of the bundle's files, such as an accelerator's, which processor and accelerator both
+/// read. Its bytes never change.
+pub trait TileStorage: fmt::Debug + Send + Sync {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+}
+
 /// Consecutive rows of a matrix at one precision.
 #[derive(Clone, Debug)]
 pub struct Segment {
@@ -32,6 +40,15 @@ pub struct Segment {
     pub precision: Precision,
     pub(super) map: Arc<Mapping>,
     pub(super) parts: Parts,
+    /// Where the tiles are instead of in `map`.
+    pub(super) moved: Option<MovedTiles>,
+}
+
+/// Tiles outside of the bundle's files.
+#[derive(Clone, Debug)]
+pub(super) struct MovedTiles {
+    storage: Arc<dyn TileStorage>,
+    range: Range<usize>,
 }
 
 /// Byte ranges of a segment's tensors in its mapped file. Bounds, lengths and 4-byte alignment of `scales` and
@@ -53,11 +70,32 @@ impl LinearWeights {
 }
 
 impl Segment {
-    /// What a kernel takes: the mapped bytes themselves, no copy.
+    /// The stored tiles, wherever they are.
+    pub fn tiles(&self) -> &[u8] {
+        match &self.moved {
+            Some(moved) => &moved.storage.bytes()[moved.range.clone()],
+            None => &self.map.bytes()[self.parts.tiles.clone()],
+        }
+    }
+
+    /// From now on the tiles are read from `storage`, from byte `start` on, where the caller has copied them. The memory of
+    /// the mapped ones is given back to the system.
+    ///
+    /// # Panics
+    /// When they do not fit there.
+    pub fn move_tiles(&mut self, storage: Arc<dyn TileStorage>, start: usize) {
+        let range = start..start + self.parts.tiles.len();
+        assert!(range.end <= storage.bytes().len(), "moved tiles {range:?} beyond their storage");
+        debug_assert_eq!(self.tiles(), &storage.bytes()[range.clone()], "moved tiles differ");
+        self.moved = Some(MovedTiles { storage, range });
+        self.map.release(self.parts.tiles.clone());
+    }
+
+    /// What a kernel takes: the stored bytes themselves, no copy.
     pub fn view(&self) -> Weights<'_> {
         let bytes = self.map.bytes();
         let aligned = "alignment and length were checked when the bundle was opened";
-        let tiles = &bytes[self.parts.tiles.clone()];
+        let tiles = self.tiles();
         let scales = mapping::as_f32(&bytes[self.parts.scales.clone()]).expect(aligned);
         let row_sums = mapping::as_i32(&bytes[self.parts.row_sums.clone()]).expect(aligned);
         let (rows, cols) = (self.rows, self.cols);
