@@ -2,6 +2,8 @@
 
 use std::ops::AddAssign;
 
+use crate::shape::Precision;
+
 /// Number formats by what they cost in the multiply-accumulator array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MacFormat {
@@ -116,5 +118,15 @@ impl std::iter::Sum for TaskWork {
             total += task;
             total
         })
+    }
+}
+
+impl From<Precision> for MacFormat {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Int4 => Self::Int4,
+            Precision::Int8 => Self::Int8,
+            Precision::Fp16 => Self::Sixteen,
+        }
     }
 }
