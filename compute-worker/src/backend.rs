@@ -20,8 +20,8 @@ use crate::model::weights::ModelWeights;
 
 /// Computes linear layers over quantised activations.
 pub trait Backend: Send {
-    /// Takes a model's matrices to where this backend computes, before the first call of [`Backend::linear`]. The weights
-    /// stay readable through `weights` wherever they are.
+    /// Takes a model's matrices to where this backend computes, before the first call of [`Backend::linear`] and whenever
+    /// [`Backend::wants_weights`]. The weights stay readable through `weights` wherever they are.
     ///
     /// # Errors
     /// When the backend is of no use for this model.
@@ -47,6 +47,12 @@ pub trait Backend: Send {
     /// Why it computes slower than it should, if it does.
     fn degraded(&self) -> Option<npu::FaultKind> {
         None
+    }
+
+    /// Whether it lost the weights that it had adopted, and [`Backend::adopt`] should give them back before the next step.
+    /// Until then it computes, though slower.
+    fn wants_weights(&self) -> bool {
+        false
     }
 
     /// Whether steps have reports, so that there is a span to make for them.

@@ -159,6 +159,8 @@ impl Links {
         };
         *gateway = Some(id.clone());
         let peer = link.peer;
+        let mut degraded = Degraded::default();
+        degraded.note(&id, &state);
         let (link_id, replaced) = self.fleet.link(id.clone(), link, state);
         if let Some(old) = replaced {
             warn!(gateway = %id, %peer, old_peer = %old.peer, "a second link of the same gateway replaces the first");
@@ -166,7 +168,7 @@ impl Links {
         }
         info!(gateway = %id, %peer, "a gateway is linked");
         let place = LinkedPlace { fleet: self.fleet.clone(), id, link_id };
-        self.follow(statuses, &place).await
+        self.follow(statuses, &place, degraded).await
     }
 
     async fn introduce(
@@ -184,7 +186,12 @@ impl Links {
         Ok((statuses, id, state))
     }
 
-    async fn follow(&self, mut statuses: Streaming<GatewayStatus>, place: &LinkedPlace) -> LinkError {
+    async fn follow(
+        &self,
+        mut statuses: Streaming<GatewayStatus>,
+        place: &LinkedPlace,
+        mut degraded: Degraded,
+    ) -> LinkError {
         let silence = Duration::from_millis(self.config.heartbeat_ms.into()) * MISSED_HEARTBEATS;
         loop {
             let status = match timeout(silence, statuses.message()).await {
@@ -198,6 +205,7 @@ impl Links {
                     return LinkError::Renamed { before: place.id.clone(), now: id };
                 }
                 Ok((id, state)) => {
+                    degraded.note(&id, &state);
                     if !place.fleet.update(&id, place.link_id, state) {
                         return LinkError::Replaced;
                     }
@@ -205,6 +213,26 @@ impl Links {
                 Err(error) => return error.into(),
             }
         }
+    }
+}
+
+/// What was last said of a gateway that computes slower than it should, so that it is said once.
+#[derive(Default)]
+struct Degraded(Option<String>);
+
+impl Degraded {
+    fn note(&mut self, gateway: &GatewayId, state: &GatewayState) {
+        let now = state.degraded().map(|(model, reason)| format!("{model}: {reason}"));
+        if now == self.0 {
+            return;
+        }
+        match &now {
+            Some(reason) => {
+                warn!(%gateway, reason, "a gateway is degraded: it serves, slower than it should")
+            }
+            None => info!(%gateway, "a gateway is no longer degraded"),
+        }
+        self.0 = now;
     }
 }
 

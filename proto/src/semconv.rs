@@ -21,6 +21,9 @@ pub mod span {
     pub const PREFILL: &str = "rookery.prefill";
     /// From the first generated token to the last.
     pub const DECODE: &str = "rookery.decode";
+    /// One step of an engine on an accelerator: child of the phase of the step's first generation, linked to the phases of
+    /// the others.
+    pub const NPU_STEP: &str = "rookery.npu.step";
 }
 
 /// Names of attributes of spans and metrics.
@@ -79,6 +82,38 @@ pub mod attribute {
     pub const OUTCOME: &str = "rookery.outcome";
     /// Why a request was refused: a [`crate::status::Reason`].
     pub const REFUSAL_REASON: &str = "rookery.refusal.reason";
+    /// Rows of a step.
+    pub const STEP_ROWS: &str = "rookery.step.rows";
+    /// Where linear layers are computed.
+    pub const BACKEND: &str = "rookery.backend";
+    /// Calls of the backend in a step.
+    pub const NPU_CALLS: &str = "rookery.npu.calls";
+    /// Of those, computed by the processor alone because it is faster.
+    pub const NPU_CPU_CALLS: &str = "rookery.npu.calls.cpu";
+    /// Of those, computed by both.
+    pub const NPU_SPLIT_CALLS: &str = "rookery.npu.calls.split";
+    /// Jobs submitted.
+    pub const NPU_JOBS: &str = "rookery.npu.jobs";
+    /// Tasks of those jobs.
+    pub const NPU_TASKS: &str = "rookery.npu.tasks";
+    /// Most cores that worked at the same time.
+    pub const NPU_CORES: &str = "rookery.npu.cores";
+    /// Bytes across the memory interface, as planned.
+    pub const NPU_BYTES: &str = "rookery.npu.bytes";
+    /// Seconds to lay out activations and submit jobs.
+    pub const NPU_SUBMIT: &str = "rookery.npu.submit";
+    /// Seconds from submitting jobs until they ended.
+    pub const NPU_WAIT: &str = "rookery.npu.wait";
+    /// Seconds to verify results and make outputs of them.
+    pub const NPU_FINISH: &str = "rookery.npu.finish";
+    /// Seconds that the device says it worked; simulated time on the simulator.
+    pub const NPU_BUSY: &str = "rookery.npu.busy";
+    /// Cycles of the multiply-accumulators; only on the simulator, which counts them.
+    pub const NPU_SIMULATED_CYCLES: &str = "rookery.npu.simulated_cycles";
+    /// Calls that the processor computed because the device failed or is out of use.
+    pub const NPU_FALLBACKS: &str = "rookery.npu.fallbacks";
+    /// Kind of a fault: `timeout`, `job`, `memory`, `wrong_result`, `device_gone` or `reset`; on spans a list.
+    pub const NPU_FAULT: &str = "rookery.npu.fault";
 }
 
 /// Value of [`attribute::PROVIDER_NAME`].
@@ -112,6 +147,22 @@ pub mod metric {
     pub const ATTEMPTS: &str = "rookery.attempts";
     /// Histogram, seconds: from a request's arrival at the control plane to the first event passed on.
     pub const ROUTE_TIME_TO_FIRST_EVENT: &str = "rookery.route.time_to_first_event";
+    /// Counter, jobs submitted to the NPU.
+    pub const NPU_JOBS: &str = "rookery.npu.jobs";
+    /// Counter, seconds that the NPU says it worked; simulated time on the simulator.
+    pub const NPU_BUSY: &str = "rookery.npu.busy";
+    /// Counter, bytes of the NPU's jobs across the memory interface, as planned.
+    pub const NPU_BYTES: &str = "rookery.npu.bytes";
+    /// Counter, faults of the NPU, by [`super::attribute::NPU_FAULT`].
+    pub const NPU_FAULTS: &str = "rookery.npu.faults";
+    /// Counter, resets of the NPU that succeeded.
+    pub const NPU_RESETS: &str = "rookery.npu.resets";
+    /// Counter, calls of linear layers that the processor computed because the NPU failed or is out of use.
+    pub const NPU_FALLBACKS: &str = "rookery.npu.fallbacks";
+    /// Gauge, 1 while an engine computes slower than it should because its accelerator failed.
+    pub const DEGRADED: &str = "rookery.degraded";
+    /// Gauge, linked gateways that report a degraded engine.
+    pub const GATEWAYS_DEGRADED: &str = "rookery.gateways.degraded";
     /// Counter, spans that could not be exported.
     pub const SPANS_DROPPED: &str = "rookery.telemetry.spans_dropped";
 }

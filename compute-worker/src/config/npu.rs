@@ -143,7 +143,10 @@ impl NpuSection {
                 "board.cpu-bytes-per-second must be a positive number",
                 positive(Some(board.cpu_bytes_per_second)),
             ),
-            ("board.cpu-macs-per-second must be a positive number", positive(Some(board.cpu_macs_per_second))),
+            (
+                "board.cpu-macs-per-second must be a positive number",
+                positive(Some(board.cpu_macs_per_second)),
+            ),
             (
                 "board.cpu-pack-bytes-per-second must be a positive number",
                 positive(Some(board.cpu_pack_bytes_per_second)),

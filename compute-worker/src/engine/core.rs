@@ -7,6 +7,9 @@ use std::time::Instant;
 use rookery_kernels::AttentionQuery;
 use rookery_model::bundle::Bundle;
 use rookery_model::tokenizer::{Tokenizer, TokenizerConfig};
+use rookery_proto::semconv::{attribute, span};
+use tracing::{Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::admission::{Admission, Submission};
 use super::block_pool::BlockPool;
@@ -65,12 +68,12 @@ impl EngineCore {
     pub fn with_backend(
         bundle: &Bundle,
         config: EngineConfig,
-        backend: Box<dyn Backend>,
+        mut backend: Box<dyn Backend>,
     ) -> Result<Self, EngineError> {
         config.validate()?;
         let kernels = config.kernels()?;
         let tokenizer = Arc::new(bundle.tokenizer().map_err(EngineError::Bundle)?);
-        let weights = ModelWeights::resolve(bundle).map_err(EngineError::Bundle)?;
+        let mut weights = ModelWeights::resolve(bundle).map_err(EngineError::Bundle)?;
         check_tokenizer(tokenizer.vocabulary(), tokenizer.config(), weights.config.vocab)?;
         let block_bytes = weights.block_bytes();
         let (blocks, context_tokens) = config.cache_geometry(weights.config.context, block_bytes)?;
@@ -81,6 +84,7 @@ impl EngineCore {
             max_rows: config.max_step_tokens,
             max_logit_rows: config.max_batch,
         };
+        backend.adopt(&mut weights).map_err(EngineError::Backend)?;
         let info = model_info(bundle, context_tokens, kernels.isa(), backend.name());
         let instruments = Instruments::new(&info.name);
         let admission = Admission::new(&config, info.vocabulary, context_tokens, Arc::clone(&instruments));
@@ -148,6 +152,7 @@ impl EngineCore {
             free_blocks: pool.available() as u32,
             total_blocks: pool.total() as u32,
             failed: self.failed,
+            degraded: self.backend.degraded(),
             ..Load::default()
         })
     }
@@ -247,8 +252,19 @@ impl EngineCore {
                 inputs.sampled_rows.push(queries.len() - 1);
             }
         }
+        if self.backend.wants_weights() {
+            self.backend.adopt(self.forward.weights_mut()).map_err(ForwardError::Backend)?;
+        }
+        let step = self.backend.reports_steps().then(|| step_span(&self.sequences, plan));
         let batch = Batch { tokens: &inputs.tokens, queries: &queries, logits_of: &inputs.sampled_rows };
-        self.forward.run(self.backend.as_mut(), &batch)?;
+        let computed = self.forward.run(self.backend.as_mut(), &batch);
+        if let (Some(span), Some(report)) = (step, self.backend.take_step_report()) {
+            span.set_attribute(attribute::BACKEND, self.info.backend.clone());
+            span.set_attribute(attribute::STEP_ROWS, plan.rows() as i64);
+            report.describe(&span);
+            self.instruments.npu_step(&report);
+        }
+        computed?;
         self.observe(plan);
         Ok(self.sample(plan))
     }
@@ -322,6 +338,17 @@ impl EngineCore {
             });
         }
     }
+}
+
+/// A span for what an accelerator does in one step: child of the phase of the step's first generation, linked to the phases
+/// of the others.
+fn step_span(sequences: &BTreeMap<Ticket, Sequence>, plan: &Plan) -> Span {
+    let mut phases = plan.work.iter().filter_map(|work| Some(sequences.get(&work.ticket)?.phase()));
+    let span = info_span!(parent: phases.next().unwrap_or(&Span::none()), span::NPU_STEP);
+    for phase in phases {
+        span.follows_from(phase);
+    }
+    span
 }
 
 /// That every token that the tokenizer has or its settings name has a row in the model's `vocabulary`.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use rookery_kernels::Isa;
 use rookery_model::bundle::BundleError;
 
+use crate::backend::BackendError;
+
 /// The engine could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -14,6 +16,9 @@ pub enum EngineError {
     /// This machine lacks the instruction set that the configuration asks for.
     #[error("instruction set {0} is not available on this machine")]
     IsaUnavailable(Isa),
+    /// The backend cannot compute with this model's weights.
+    #[error("the backend cannot take the model's weights")]
+    Backend(#[source] BackendError),
     /// Not even one block of the cache fits.
     #[error("key/value cache of {bytes} bytes is smaller than one block of {block_bytes} bytes")]
     CacheTooSmall {

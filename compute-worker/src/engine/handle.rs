@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::admission::{Admission, Submission};
 use super::{EngineConfig, EngineCore, EngineError, Generation, Request, SubmitError, thread};
-use crate::backend::Backend;
+use crate::backend::{Backend, npu::FaultKind};
 
 /// Starts engines.
 pub struct Engine;
@@ -54,6 +54,8 @@ pub struct Load {
     pub total_blocks: u32,
     /// The engine has failed or was shut down; it takes nothing in any more.
     pub failed: bool,
+    /// Why it computes slower than it should: its accelerator failed, and the processor does its work.
+    pub degraded: Option<FaultKind>,
 }
 
 /// What an engine serves.

@@ -94,6 +94,11 @@ impl Sequence {
         &self.id
     }
 
+    /// The span of what it does now.
+    pub fn phase(&self) -> &Span {
+        &self.phase
+    }
+
     /// How it chooses tokens.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler

@@ -9,6 +9,8 @@ use opentelemetry::metrics::{Counter, Histogram, Meter};
 use rookery_proto::semconv::{attribute, metric};
 use rookery_proto::status::Reason;
 
+use crate::backend::npu::StepReport;
+
 use super::admission::Admission;
 use super::request::{Timings, Usage};
 use super::{Load, SubmitError};
@@ -33,6 +35,17 @@ pub(crate) struct Instruments {
     refusals: Counter<u64>,
     first_token: Histogram<f64>,
     per_token: Histogram<f64>,
+    npu: NpuInstruments,
+}
+
+/// What an accelerator did.
+struct NpuInstruments {
+    jobs: Counter<u64>,
+    busy: Counter<f64>,
+    bytes: Counter<u64>,
+    faults: Counter<u64>,
+    resets: Counter<u64>,
+    fallbacks: Counter<u64>,
 }
 
 impl Instruments {
@@ -50,6 +63,14 @@ impl Instruments {
             refusals: meter.u64_counter(metric::REFUSALS).with_unit("{request}").build(),
             first_token: meter.f64_histogram(metric::TIME_TO_FIRST_TOKEN).with_unit("s").build(),
             per_token: meter.f64_histogram(metric::TIME_PER_OUTPUT_TOKEN).with_unit("s").build(),
+            npu: NpuInstruments {
+                jobs: meter.u64_counter(metric::NPU_JOBS).with_unit("{job}").build(),
+                busy: meter.f64_counter(metric::NPU_BUSY).with_unit("s").build(),
+                bytes: meter.u64_counter(metric::NPU_BYTES).with_unit("By").build(),
+                faults: meter.u64_counter(metric::NPU_FAULTS).with_unit("{fault}").build(),
+                resets: meter.u64_counter(metric::NPU_RESETS).with_unit("{reset}").build(),
+                fallbacks: meter.u64_counter(metric::NPU_FALLBACKS).with_unit("{call}").build(),
+            },
             meter,
             model,
         })
@@ -58,12 +79,13 @@ impl Instruments {
     /// Publishes gauges of queue, batch and cache, read from `load` whenever metrics are collected, until the
     /// engine behind `admission` is gone.
     pub(crate) fn observe(&self, admission: &Arc<Admission>, load: &tokio::sync::watch::Receiver<Load>) {
-        let gauges: [Gauge; 5] = [
+        let gauges: [Gauge; 6] = [
             (metric::BATCH_REQUESTS, |load| load.running.into()),
             (metric::QUEUE_REQUESTS, |load| load.queued.into()),
             (metric::QUEUE_TOKENS, |load| load.queued_tokens),
             (metric::CACHE_BLOCKS_FREE, |load| load.free_blocks.into()),
             (metric::CACHE_BLOCKS, |load| load.total_blocks.into()),
+            (metric::DEGRADED, |load| load.degraded.is_some().into()),
         ];
         for (name, read) in gauges {
             let (admission, load): (Weak<Admission>, _) = (Arc::downgrade(admission), load.clone());
@@ -98,6 +120,24 @@ impl Instruments {
         self.tokens.add(generated_tokens as u64, &self.output);
         if preemptions > 0 {
             self.preemptions.add(preemptions as u64, std::slice::from_ref(&self.model));
+        }
+    }
+
+    /// What an accelerator did in a step.
+    pub(crate) fn npu_step(&self, report: &StepReport) {
+        let model = std::slice::from_ref(&self.model);
+        self.npu.jobs.add(report.jobs, model);
+        self.npu.busy.add(report.busy.as_secs_f64(), model);
+        self.npu.bytes.add(report.bytes, model);
+        if report.resets > 0 {
+            self.npu.resets.add(report.resets, model);
+        }
+        if report.fallbacks > 0 {
+            self.npu.fallbacks.add(report.fallbacks, model);
+        }
+        for kind in &report.faults {
+            let kind = KeyValue::new(attribute::NPU_FAULT, kind.as_str());
+            self.npu.faults.add(1, &[self.model.clone(), kind]);
         }
     }
 

@@ -135,6 +135,11 @@ impl Forward {
         Self { weights, kernels, pool: Pool::new(limits.threads), cache, scratch, logit_rows: 0, most }
     }
 
+    /// The weights, for a backend that takes them elsewhere.
+    pub fn weights_mut(&mut self) -> &mut ModelWeights {
+        &mut self.weights
+    }
+
     /// The kernels in use.
     pub fn kernels(&self) -> &'static Kernels {
         self.kernels

@@ -87,6 +87,8 @@ fn describe_load(info: &ModelInfo, load: Load) -> v1::ModelLoad {
         queued_tokens: load.queued_tokens,
         free_blocks: load.free_blocks,
         total_blocks: load.total_blocks,
+        backend: info.backend.clone(),
+        degraded: load.degraded.map(|kind| format!("NPU: {kind}")).unwrap_or_default(),
     }
 }
 

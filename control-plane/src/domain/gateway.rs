@@ -70,6 +70,8 @@ pub struct ModelLoad {
     pub queued_tokens: u64,
     /// Cache blocks that are free or hold only reusable prefixes.
     pub free_blocks: u32,
+    /// Why it computes slower than it should, in the gateway's words.
+    pub degraded: Option<String>,
 }
 
 /// A gateway's state at one moment.
@@ -85,6 +87,11 @@ impl GatewayState {
     /// Generations on this gateway, running or waiting, over all models: they share its processors.
     pub fn generations(&self) -> u64 {
         self.models.values().map(|load| u64::from(load.running) + u64::from(load.queued)).sum()
+    }
+
+    /// Why the first model that computes slower than it should does so, with its name.
+    pub fn degraded(&self) -> Option<(&str, &str)> {
+        self.models.iter().find_map(|(name, load)| Some((name.as_str(), load.degraded.as_deref()?)))
     }
 
     /// Prompt tokens that wait, over all models.

@@ -49,6 +49,7 @@ pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, Gateway
             queued: load.queued,
             queued_tokens: load.queued_tokens,
             free_blocks: load.free_blocks,
+            degraded: words(load.degraded),
         };
         let name = load.model.name.clone();
         if state.models.insert(name.clone(), load).is_some() {
@@ -56,6 +57,12 @@ pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, Gateway
         }
     }
     Ok((id, state))
+}
+
+/// What a gateway says about itself, fit for a log: a hostile one chooses this text.
+fn words(text: String) -> Option<String> {
+    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+    (!text.is_empty()).then(|| text.chars().take(MOST_BYTES).map(plain).collect())
 }
 
 fn is_usable(model: &v1::Model) -> bool {
@@ -87,6 +94,10 @@ mod tests {
         assert!(matches!(from_wire(status("gw", many)), Err(InvalidStatus::TooManyModels(257))));
         assert!(matches!(from_wire(status("gw", vec![load("")])), Err(InvalidStatus::Model(0))));
         assert!(matches!(from_wire(status("gw", vec![load("m"), load("m")])), Err(InvalidStatus::Twice(_))));
+        let degraded = v1::ModelLoad { degraded: format!("a\nb{}", "c".repeat(1000)), ..load("m") };
+        let (_, state) = from_wire(status("gw", vec![load("a"), degraded])).unwrap();
+        let (model, reason) = state.degraded().unwrap();
+        assert_eq!((model, &reason[..4], reason.len()), ("m", "a bc", MOST_BYTES));
         let no_model = v1::ModelLoad::default();
         assert!(matches!(from_wire(status("gw", vec![no_model])), Err(InvalidStatus::Model(0))));
     }

@@ -12,7 +12,7 @@ use rookery_proto::{
 };
 use tonic::Status;
 
-use crate::fleet::Fleet;
+use crate::{domain::GatewayState, fleet::Fleet};
 
 /// The instruments of one control plane, on the process's meter provider. Clones share them.
 #[derive(Clone)]
@@ -28,9 +28,16 @@ impl Metrics {
     /// Registers the instruments, and a gauge that counts the fleet.
     pub(crate) fn new(fleet: &Fleet) -> Self {
         let meter = global::meter(semconv::PROVIDER);
-        let fleet = fleet.clone();
-        let gauge = meter.u64_observable_gauge(semconv::metric::GATEWAYS);
-        gauge.with_callback(move |observer| observer.observe(fleet.gateways().len() as u64, &[])).build();
+        let gauge = |name, counts: fn(&GatewayState) -> bool| {
+            let fleet = fleet.clone();
+            let count = move || fleet.gateways().iter().filter(|(_, _, state)| counts(state)).count() as u64;
+            meter
+                .u64_observable_gauge(name)
+                .with_callback(move |observer| observer.observe(count(), &[]))
+                .build();
+        };
+        gauge(semconv::metric::GATEWAYS, |_| true);
+        gauge(semconv::metric::GATEWAYS_DEGRADED, |state| state.degraded().is_some());
         Self(Arc::new(Instruments {
             attempts: meter.u64_counter(semconv::metric::ATTEMPTS).with_unit("{attempt}").build(),
             refusals: meter.u64_counter(semconv::metric::REFUSALS).with_unit("{request}").build(),

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use opentelemetry::{Array, StringValue, Value};
+use rookery_proto::semconv::attribute;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
 use super::FaultKind;
 
 /// What the NPU did since the last report.
@@ -21,8 +26,8 @@ pub struct StepReport {
     pub cores: u32,
     /// Bytes that cross the memory interface, as planned.
     pub bytes: u64,
-    /// Time to bring activations into the device's layout.
-    pub pack: Duration,
+    /// Time to bring activations into the device's layout and to prepare jobs.
+    pub submit: Duration,
     /// Time from submitting jobs until the last one ended.
     pub wait: Duration,
     /// Time to check results and turn them into outputs.
@@ -45,5 +50,39 @@ impl StepReport {
     /// Whether anything happened that is worth telling.
     pub fn is_empty(&self) -> bool {
         self.calls == 0 && self.faults.is_empty()
+    }
+
+    /// Writes it to a span.
+    pub fn describe(&self, span: &Span) {
+        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let numbers = [
+            (attribute::NPU_CALLS, self.calls),
+            (attribute::NPU_CPU_CALLS, self.cpu_calls),
+            (attribute::NPU_SPLIT_CALLS, self.split_calls),
+            (attribute::NPU_JOBS, self.jobs),
+            (attribute::NPU_TASKS, self.tasks),
+            (attribute::NPU_CORES, self.cores.into()),
+            (attribute::NPU_BYTES, self.bytes),
+            (attribute::NPU_FALLBACKS, self.fallbacks),
+        ];
+        for (name, number) in numbers {
+            span.set_attribute(name, count(number));
+        }
+        let times = [
+            (attribute::NPU_SUBMIT, self.submit),
+            (attribute::NPU_WAIT, self.wait),
+            (attribute::NPU_FINISH, self.finish),
+            (attribute::NPU_BUSY, self.busy),
+        ];
+        for (name, time) in times {
+            span.set_attribute(name, time.as_secs_f64());
+        }
+        if self.simulated {
+            span.set_attribute(attribute::NPU_SIMULATED_CYCLES, count(self.cycles));
+        }
+        if !self.faults.is_empty() {
+            let names = self.faults.iter().map(|kind| StringValue::from(kind.as_str())).collect();
+            span.set_attribute(attribute::NPU_FAULT, Value::Array(Array::String(names)));
+        }
     }
 }

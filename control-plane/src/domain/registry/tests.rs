@@ -18,7 +18,10 @@ fn serving(names: &[&str]) -> GatewayState {
             context_tokens: 64,
             vocabulary: 10,
         };
-        ((*name).to_owned(), ModelLoad { model, running: 0, queued: 0, queued_tokens: 0, free_blocks: 4 })
+        (
+            (*name).to_owned(),
+            ModelLoad { model, running: 0, queued: 0, queued_tokens: 0, free_blocks: 4, degraded: None },
+        )
     };
     GatewayState { accepting: true, models: names.iter().map(load).collect() }
 }
