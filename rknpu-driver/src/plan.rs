@@ -1,29 +1,96 @@
 //! Matrix products planned onto the NPU: which tasks, over which parts of the matrices, on which core.
 //!
-//! A [`MatmulPlan`] knows no addresses: it is made once per shape (see [`PlanCache`]) and bound to buffers as often as
-//! wanted.
+//! A product is a 1×1 convolution: the rows of A are pixels, K the input channels, N the output channels. A task computes some rows × some
+//! kernel groups × all or a part of K. Weights are read where they lie, in whole tiles; input and output have layouts of the plan's own,
+//! which [`MatmulPlan::pack_input_i8`] writes and [`MatmulPlan::read_output_i32`] reads, adding up where K is cut.
+//!
+//! ```text
+//! shape, options ──choose──► Choice ──tasks──► blocks, chains of tasks ──encode──► words ──bind──► a job
+//! ```
+//!
+//! A [`MatmulPlan`] knows no addresses: it is made once per shape (see [`PlanCache`]) and bound to buffers as often as wanted.
 
+mod bind;
 mod cache;
+mod choose;
+mod encode;
+pub mod geometry;
 mod options;
+mod pack;
+mod partition;
+mod requantise;
+mod tasks;
+#[cfg(test)]
+mod tests;
+pub mod w4;
+mod work;
 
+use std::collections::HashMap;
+
+pub use bind::{BindError, Binding, BoundMatmul, Operands};
 pub use cache::PlanCache;
-pub use options::{Limits, PlanError, PlanOptions};
+pub use choose::{Axis, Choice, Cost, Order};
+pub use options::{Limits, OutputStage, PlanError, PlanOptions};
+pub use partition::Stack;
+pub use requantise::{MULTIPLIER_SHIFT, Requantise, shift_ties_even};
 
-use half::f16;
-
-use crate::shape::MatmulShape;
+use self::encode::TaskForm;
+use self::tasks::{Block, PlannedTask};
+use crate::regcmd::{AddressSlot, EncodedTask};
+use crate::shape::{MatmulShape, Precision, TILE_COLUMNS};
+use crate::timing::TaskWork;
 
 /// How one matrix product is computed.
 #[derive(Debug)]
 pub struct MatmulPlan {
     shape: MatmulShape,
+    options: PlanOptions,
+    choice: Choice,
+    cost: Cost,
+    /// `[row tile][stack]`.
+    blocks: Vec<Block>,
+    /// `[core]`.
+    chains: Vec<Vec<PlannedTask>>,
+    /// The words of each form of task.
+    templates: HashMap<TaskForm, EncodedTask>,
+    input_bytes: usize,
+    output_bytes: usize,
 }
 
 impl MatmulPlan {
     /// Plans a product.
+    ///
+    /// # Errors
+    /// [`PlanError`]: a shape or options that no tasks can compute.
     pub fn new(shape: MatmulShape, options: &PlanOptions) -> Result<Self, PlanError> {
-        let _ = options;
-        Ok(MatmulPlan { shape })
+        let shape = MatmulShape::new(shape.rows, shape.inner, shape.outputs, shape.precision)?;
+        check(&shape, options)?;
+        let (choice, cost) = choose::choose(&shape, options).ok_or(PlanError::NoFit { shape })?;
+        Self::of_choice(shape, options, choice, cost)
+    }
+
+    fn of_choice(
+        shape: MatmulShape,
+        options: &PlanOptions,
+        choice: Choice,
+        cost: Cost,
+    ) -> Result<Self, PlanError> {
+        let (blocks, shares) = tasks::blocks(&shape, &choice, &options.output);
+        let input_bytes = blocks.last().map_or(0, |block| block.input_at + block.input.bytes());
+        let output_bytes = blocks.last().map_or(0, |block| block.output_at + block.output.bytes());
+        let most = input_bytes.max(output_bytes).max(shape.weight_bytes()) as u64;
+        if most >= 1 << 32 {
+            return Err(PlanError::TooManyBytes { shape, bytes: most });
+        }
+        let chains = tasks::chains(&shape, &choice, &options.output, &blocks, &shares);
+        let mut templates = HashMap::new();
+        for task in chains.iter().flatten() {
+            if !templates.contains_key(&task.form) {
+                templates.insert(task.form, encode::encode(&task.form, &options.output)?);
+            }
+        }
+        let options = options.clone();
+        Ok(MatmulPlan { shape, options, choice, cost, blocks, chains, templates, input_bytes, output_bytes })
     }
 
     /// The product this is the plan of.
@@ -31,45 +98,116 @@ impl MatmulPlan {
         self.shape
     }
 
+    /// How it is cut.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// What it is expected to cost on the options' board, one submission included.
+    pub fn cost(&self) -> &Cost {
+        &self.cost
+    }
+
     /// Cores that have something to do.
     pub fn cores(&self) -> usize {
-        unimplemented!()
+        self.chains.len()
+    }
+
+    /// Tasks of all cores.
+    pub fn task_count(&self) -> usize {
+        self.chains.iter().map(Vec::len).sum()
     }
 
     /// Bytes of the input buffer, padding included.
     pub fn input_bytes(&self) -> usize {
-        unimplemented!()
+        self.input_bytes
     }
 
     /// Bytes of the output buffer, padding included.
     pub fn output_bytes(&self) -> usize {
-        unimplemented!()
+        self.output_bytes
     }
 
-    /// Packs int8 rows (for int4: values −8…7, one a byte), `stride` elements apart, into the input buffer's layout.
-    ///
-    /// # Panics
-    /// When `rows` or `out` is shorter than the shape needs, or the precision is not an integer one.
-    pub fn pack_input_i8(&self, rows: &[i8], stride: usize, out: &mut [u8]) {
-        let _ = (rows, stride, out);
-        unimplemented!()
+    /// Bytes of the weights, in whole tiles.
+    pub fn weight_bytes(&self) -> usize {
+        self.shape.weight_bytes()
     }
 
-    /// As [`pack_input_i8`](Self::pack_input_i8) for fp16.
-    pub fn pack_input_f16(&self, rows: &[f16], stride: usize, out: &mut [u8]) {
-        let _ = (rows, stride, out);
-        unimplemented!()
+    /// Bytes of per-channel operands; 0 unless outputs are requantised.
+    pub fn operand_bytes(&self) -> usize {
+        self.shape.padded_outputs() * work::Stage::of(&self.options.output).operand_bytes()
     }
 
-    /// Reads the output buffer into int32 rows `stride` elements apart, adding slices of K.
-    pub fn read_output_i32(&self, bytes: &[u8], out: &mut [i32], stride: usize) {
-        let _ = (bytes, out, stride);
-        unimplemented!()
+    /// Slices of K whose sums the host adds.
+    pub fn slices(&self) -> usize {
+        self.choice.stacks.iter().map(|stack| stack.slices).sum()
     }
 
-    /// As [`read_output_i32`](Self::read_output_i32) for fp16's binary32 results.
-    pub fn read_output_f32(&self, bytes: &[u8], out: &mut [f32], stride: usize) {
-        let _ = (bytes, out, stride);
-        unimplemented!()
+    /// Columns of each slice of K, in order (the last ones may reach into the padding of K).
+    pub fn slice_columns(&self) -> Vec<std::ops::Range<usize>> {
+        let slices = self.choice.stacks.iter().flat_map(|stack| {
+            (0..stack.slices).map(|slice| stack.first + slice * stack.tiles).map(|tile| (tile, stack.tiles))
+        });
+        let inner = self.shape.inner;
+        slices
+            .map(|(tile, tiles)| tile * TILE_COLUMNS..inner.min((tile + tiles) * TILE_COLUMNS))
+            .collect()
     }
+
+    /// What each core's tasks ask of the hardware, `[core][task]`: for predictions without running.
+    pub fn work(&self) -> Vec<Vec<TaskWork>> {
+        let chains = self.chains.iter();
+        chains.map(|chain| chain.iter().map(|task| task.form.size.work(task.form.reuse)).collect()).collect()
+    }
+
+    /// The encoded tasks of each core; addresses are bases plus offsets.
+    pub(crate) fn encoded(&self) -> Vec<Vec<EncodedTask>> {
+        self.chains.iter().map(|chain| chain.iter().map(|task| self.encoded_task(task)).collect()).collect()
+    }
+
+    fn encoded_task(&self, task: &PlannedTask) -> EncodedTask {
+        let mut encoded = self.templates[&task.form].clone();
+        let output_at = task.output_at(&self.shape, &self.blocks);
+        let operands_at =
+            task.groups.start * self.shape.precision.tile_rows() * task.form.size.stage.operand_bytes();
+        for relocation in &mut encoded.relocations {
+            // `of_choice` checked that every buffer is shorter than 4 GiB.
+            relocation.offset = match relocation.slot {
+                AddressSlot::Feature => self.blocks[task.block].input_at,
+                AddressSlot::Weights => task.weights_at,
+                AddressSlot::Output => output_at,
+                AddressSlot::Bias => operands_at,
+                AddressSlot::Source
+                | AddressSlot::Scale
+                | AddressSlot::Operand
+                | AddressSlot::PoolSource
+                | AddressSlot::PoolOutput => continue,
+            } as u32;
+        }
+        encoded
+    }
+}
+
+impl PlanOptions {
+    pub(crate) fn is_requantised(&self) -> bool {
+        matches!(self.output, OutputStage::Requantised(_))
+    }
+}
+
+/// Refuses options that no choice can satisfy.
+fn check(shape: &MatmulShape, options: &PlanOptions) -> Result<(), PlanError> {
+    if !(1..=3).contains(&options.cores) {
+        return Err(PlanError::Cores(options.cores));
+    }
+    let precision = shape.precision;
+    let limit = options.limits.inner_tiles(precision) * TILE_COLUMNS;
+    if let Some(columns) = options.slice
+        && (columns == 0 || !columns.is_multiple_of(TILE_COLUMNS) || columns > limit)
+    {
+        return Err(PlanError::Slice { columns, limit, precision });
+    }
+    if options.is_requantised() && (precision != Precision::Int8 || shape.inner > limit) {
+        return Err(PlanError::Requantise { shape: *shape, limit });
+    }
+    Ok(())
 }

@@ -2,38 +2,103 @@
 
 use thiserror::Error;
 
-use crate::shape::{MatmulShape, ShapeError};
+use super::requantise::Requantise;
+use crate::regcmd::{BindError, TaskError};
+use crate::shape::{MatmulShape, Precision, ShapeError, TILE_COLUMNS};
+use crate::timing::Board;
 
 /// What a plan may use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanOptions {
-    /// Cores to spread over, 1–3.
+    /// Cores to spread over, 1–3. Fewer are used when more would not be faster.
     pub cores: usize,
     /// Limits of the hardware as far as they are known.
     pub limits: Limits,
+    /// Whose times decide between ways to compute the same product.
+    pub board: Board,
+    /// Cut K into slices of exactly this many columns (the last may be shorter) and keep their sums apart: a multiple of 32.
+    /// `w4` needs 128. None lets the planner choose.
+    pub slice: Option<usize>,
+    /// What the device writes.
+    pub output: OutputStage,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        PlanOptions { cores: 1, limits: Limits::default() }
+        PlanOptions {
+            cores: 1,
+            limits: Limits::default(),
+            board: Board::rk3588_vendor(),
+            slice: None,
+            output: OutputStage::Accumulators,
+        }
     }
 }
 
-/// Limits a task must keep. The defaults are what has been seen to work on silicon.
+/// What the device makes of the accumulators.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum OutputStage {
+    /// Writes them: int32, int16 (int4 products) or binary32. The numeric contract rests on this one.
+    #[default]
+    Accumulators,
+    /// int8 products only: adds a bias, scales, rounds and saturates to int8.
+    Requantised(Requantise),
+}
+
+/// Limits a task must keep. The defaults are what has been seen to work on silicon, or what the vendor's compiler emits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// Bytes of one kernel (K of one output channel) in a task.
-    pub kernel_bytes: usize,
+    /// K of one int8 task. The default, 8,192, ran on silicon (one open driver says so); the vendor's compiler stops at 3,072
+    /// without giving a reason. A kernel group of 32 rows must fit the buffer beside the features whatever this says.
+    pub int8_inner: usize,
+    /// K of one fp16 task. The default, 10,240, ran on silicon (one source); the vendor's compiler stops at 1,536.
+    pub fp16_inner: usize,
+    /// K of one int4 task: 480·8·8 is the longest sum, in whole tiles, that cannot leave int16.
+    pub int4_inner: usize,
+    /// Output channels of one task. 8,128 is the most that the vendor's compiler emits; the cube fields hold 8,192.
+    pub outputs: usize,
+    /// Rows of one task: the width fields have 11 bits.
+    pub rows: usize,
+    /// Whether a task may use the weights that the one before it left in the buffer (the vendor's streams do).
+    pub weight_reuse: bool,
+    /// Whether a task may use the features that the one before it left. One source says the hardware honours it; the vendor's
+    /// compiler does not ask for it in any stream seen. Off by default.
+    pub data_reuse: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { kernel_bytes: 8192 }
+        Limits {
+            int8_inner: 8192,
+            fp16_inner: 10_240,
+            int4_inner: 480,
+            outputs: 8128,
+            rows: 2047,
+            weight_reuse: true,
+            data_reuse: false,
+        }
+    }
+}
+
+impl Limits {
+    /// Only what the vendor's compiler does: for a board on which a self-test with the defaults fails.
+    pub fn vendor() -> Self {
+        Limits { int8_inner: 3072, fp16_inner: 1536, ..Limits::default() }
+    }
+
+    /// Longest slice of K in tiles, at least one.
+    pub(crate) fn inner_tiles(&self, precision: Precision) -> usize {
+        let inner = match precision {
+            Precision::Int8 => self.int8_inner,
+            Precision::Int4 => self.int4_inner.min(480),
+            Precision::Fp16 => self.fp16_inner,
+        };
+        (inner / TILE_COLUMNS).max(1)
     }
 }
 
 /// Why there is no plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
     /// The shape itself is impossible.
     #[error("impossible shape")]
@@ -41,12 +106,42 @@ pub enum PlanError {
     /// The number of cores is not 1–3.
     #[error("{0} cores asked for, the chip has 1 to 3")]
     Cores(usize),
+    /// The slice of K is not a positive multiple of 32, or longer than a task can take.
+    #[error("slices of {columns} columns: multiples of 32 up to {limit} are possible for {precision:?}")]
+    Slice {
+        /// Columns asked for.
+        columns: usize,
+        /// Longest slice of one task.
+        limit: usize,
+        /// Element type.
+        precision: Precision,
+    },
+    /// Requantisation needs int8 and a K that one task can take.
+    #[error("{shape}: only int8 products of K up to {limit} can be requantised")]
+    Requantise {
+        /// What was to be planned.
+        shape: MatmulShape,
+        /// Longest K of one task.
+        limit: usize,
+    },
     /// Buffers would not fit an address space.
     #[error("{shape}: the buffers take {bytes} bytes, an address space has 4 GiB")]
     TooManyBytes {
-        /// What was planned.
+        /// What was to be planned.
         shape: MatmulShape,
-        /// Bytes of all buffers.
+        /// Bytes of the largest buffer.
         bytes: u64,
     },
+    /// No way to cut the product keeps the limits given.
+    #[error("{shape}: no cut of the product keeps the limits")]
+    NoFit {
+        /// What was to be planned.
+        shape: MatmulShape,
+    },
+    /// A task does not fit its registers: limits above what the fields hold.
+    #[error("a task cannot be encoded")]
+    Encode(#[from] TaskError),
+    /// The tasks do not fit one command buffer.
+    #[error("the tasks cannot be laid out")]
+    Layout(#[from] BindError),
 }

@@ -1,0 +1,168 @@
+//! A choice spelled out: where each part of input and output lies, and each core's tasks.
+
+use std::ops::Range;
+
+use super::choose::{Axis, Choice, Order, groups_of_core, rows_of_core};
+use super::encode::TaskForm;
+use super::geometry::data_banks;
+use super::options::OutputStage;
+use super::partition::Stack;
+use super::work::{Reuse, TaskSize};
+use crate::layout::{ATOM, Cube, output_surface};
+use crate::shape::{MatmulShape, TILE_BYTES};
+
+/// Input and output cubes of one row tile and one stack of slices. Pixel `slice · rows + row` is a row of one slice; output channel
+/// `(group · slices + slice) · tile rows + n` is a column of the product with that slice of the weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Rows of A.
+    pub(crate) rows: Range<usize>,
+    pub(crate) stack: Stack,
+    /// Slices of K before this stack.
+    pub(crate) first_slice: usize,
+    pub(crate) input: Cube,
+    /// Byte offset in the input buffer.
+    pub(crate) input_at: usize,
+    pub(crate) output: Cube,
+    /// Byte offset in the output buffer.
+    pub(crate) output_at: usize,
+}
+
+/// One task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlannedTask {
+    pub(crate) form: TaskForm,
+    /// Index of the block it reads and writes.
+    pub(crate) block: usize,
+    /// Kernel groups of N.
+    pub(crate) groups: Range<usize>,
+    /// Byte offset of its weights.
+    pub(crate) weights_at: usize,
+}
+
+/// Cubes start at multiples of this many bytes: a cache line.
+const CUBE_ALIGN: usize = 64;
+
+/// Every block, `[row tile][stack]`, and each core's share of the row tiles.
+pub(crate) fn blocks(
+    shape: &MatmulShape,
+    choice: &Choice,
+    output: &OutputStage,
+) -> (Vec<Block>, Vec<Range<usize>>) {
+    let share = rows_of_core(shape.rows, choice.cores, choice.axis);
+    let mut tiles = Vec::new();
+    let mut shares = Vec::new();
+    for first in (0..shape.rows).step_by(share) {
+        let end = shape.rows.min(first + share);
+        let start = tiles.len();
+        let step = choice.tile_rows;
+        tiles.extend((first..end).step_by(step).map(|row| row..end.min(row + step)));
+        shares.push(start..tiles.len());
+    }
+    if choice.axis == Axis::Outputs {
+        shares = vec![0..tiles.len(); choice.cores];
+    }
+    let (mut input_at, mut output_at) = (0, 0);
+    let mut blocks = Vec::with_capacity(tiles.len() * choice.stacks.len());
+    for rows in tiles {
+        let mut first_slice = 0;
+        for &stack in &choice.stacks {
+            let size = TaskSize::new(shape.precision, output, &stack, rows.len(), shape.groups());
+            let input = Cube {
+                pixels: size.pixels,
+                channels: size.columns(),
+                surface: size.pixels,
+                atom: shape.precision.input_atom(),
+            };
+            let output = Cube {
+                pixels: size.pixels,
+                channels: size.kernels(),
+                surface: output_surface(size.pixels),
+                atom: ATOM / size.output_bytes(),
+            };
+            let rows = rows.clone();
+            blocks.push(Block { rows, stack, first_slice, input, input_at, output, output_at });
+            input_at += input.bytes().next_multiple_of(CUBE_ALIGN);
+            output_at += output.bytes().next_multiple_of(CUBE_ALIGN);
+            first_slice += stack.slices;
+        }
+    }
+    (blocks, shares)
+}
+
+/// Each core's tasks in order.
+pub(crate) fn chains(
+    shape: &MatmulShape,
+    choice: &Choice,
+    output: &OutputStage,
+    blocks: &[Block],
+    shares: &[Range<usize>],
+) -> Vec<Vec<PlannedTask>> {
+    let share = groups_of_core(shape.groups(), choice.cores, choice.axis);
+    let mut chains = Vec::with_capacity(choice.cores);
+    for (core, tiles) in shares.iter().enumerate() {
+        let first = if choice.axis == Axis::Outputs { core * share } else { 0 };
+        let groups = first.min(shape.groups())..shape.groups().min(first + share);
+        let stacks = choice.stacks.len();
+        let chunks = || groups.clone().step_by(choice.chunk).map(|g| g..groups.end.min(g + choice.chunk));
+        let mut chain = Vec::new();
+        let mut push = |tile: usize, stack: usize, chunk: Range<usize>, reuse: Reuse| {
+            chain.push(task(shape, choice, output, blocks, tile * stacks + stack, chunk, reuse));
+        };
+        match choice.order {
+            Order::FeaturesOutside => {
+                for tile in tiles.clone() {
+                    for stack in 0..stacks {
+                        for (index, chunk) in chunks().enumerate() {
+                            let features = choice.data_reuse && index > 0;
+                            push(tile, stack, chunk, Reuse { weights: false, features });
+                        }
+                    }
+                }
+            }
+            Order::WeightsOutside => {
+                for chunk in chunks() {
+                    for stack in 0..stacks {
+                        for tile in tiles.clone() {
+                            let weights = choice.weight_reuse && tile > tiles.start;
+                            push(tile, stack, chunk.clone(), Reuse { weights, features: false });
+                        }
+                    }
+                }
+            }
+        }
+        chains.push(chain);
+    }
+    chains
+}
+
+fn task(
+    shape: &MatmulShape,
+    choice: &Choice,
+    output: &OutputStage,
+    blocks: &[Block],
+    block: usize,
+    groups: Range<usize>,
+    reuse: Reuse,
+) -> PlannedTask {
+    let Block { rows, stack, .. } = &blocks[block];
+    let size = TaskSize::new(shape.precision, output, stack, rows.len(), groups.len());
+    // The tiles of group g lie at g · inner tiles; a stack of several groups begins with the first tile of K.
+    let weights_at = (groups.start * shape.inner_tiles() + stack.first) * TILE_BYTES;
+    // A run that reuses what lies in the buffer keeps its split; others take what they need, as the vendor's compiler does.
+    let data_banks = if choice.weight_reuse || choice.data_reuse {
+        choice.data_banks
+    } else {
+        data_banks(size.channel_bytes(), size.pixels)
+    };
+    PlannedTask { form: TaskForm { size, data_banks, reuse }, block, groups, weights_at }
+}
+
+impl PlannedTask {
+    /// Byte offset of the first output this task writes.
+    pub(crate) fn output_at(&self, shape: &MatmulShape, blocks: &[Block]) -> usize {
+        let block = &blocks[self.block];
+        let channel = self.groups.start * block.stack.slices * shape.precision.tile_rows();
+        block.output_at + block.output.atom_offset(0, channel)
+    }
+}

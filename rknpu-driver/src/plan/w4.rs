@@ -1,0 +1,1 @@
+//! Products with int4 weights that have multipliers.
