@@ -98,8 +98,10 @@ mod tests {
 
     #[test]
     fn codes_have_their_sizes() {
-        let sizes: Vec<_> = (0..8).map(|code| Precision::from_code(code).map(|p| (p.bytes(), p.lanes()))).collect();
-        let expected = [Some((1, 16)), Some((2, 8)), Some((2, 8)), Some((2, 8)), Some((4, 4)), Some((4, 4)), None, None];
+        let sizes: Vec<_> =
+            (0..8).map(|code| Precision::from_code(code).map(|p| (p.bytes(), p.lanes()))).collect();
+        let expected =
+            [Some((1, 16)), Some((2, 8)), Some((2, 8)), Some((2, 8)), Some((4, 4)), Some((4, 4)), None, None];
         assert_eq!(sizes, expected);
     }
 
@@ -119,7 +121,8 @@ mod tests {
 
     #[test]
     fn integers_saturate() {
-        for (value, expected) in [(2.5, 2), (3.5, 4), (-2.5, -2), (127.6, 127), (-129.0, -128), (f32::NAN, 0)] {
+        for (value, expected) in [(2.5, 2), (3.5, 4), (-2.5, -2), (127.6, 127), (-129.0, -128), (f32::NAN, 0)]
+        {
             assert_eq!(to_int(value, 8), expected, "{value}");
         }
         assert_eq!(to_int(f32::INFINITY, 32), i64::from(i32::MAX));
