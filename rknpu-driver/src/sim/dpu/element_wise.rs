@@ -107,7 +107,7 @@ impl<T: Sample> ElementWise<T> {
             let operation = operation(blocks, config, integer)?;
             let operand = match operation {
                 Operation::Alu(alu) if !alu.is_binary() => Operand::None,
-                _ if config.flag(ew_cfg::EW_OP_SRC) => operand_from_memory(blocks, config, shape, reads)?,
+                _ if config.flag(ew_cfg::EW_OP_SRC) => operand_from_memory(config, shape, reads)?,
                 _ => Operand::Scalar(scalar(blocks)?),
             };
             let converter = if config.flag(ew_cfg::EW_OP_CVT_BYPASS) {
@@ -144,7 +144,6 @@ fn operation(blocks: &Blocks, config: Setting, integer: bool) -> Result<Operatio
 }
 
 fn operand_from_memory<T: Sample>(
-    blocks: &Blocks,
     config: Setting,
     shape: &Shape,
     reads: Option<&mut FeatureReads>,

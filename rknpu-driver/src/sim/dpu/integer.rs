@@ -92,6 +92,20 @@ impl<'a> Integers<'a> {
         Ok(read)
     }
 
+    /// CPEND: adds the sum of the inputs under the kernel times a factor a channel.
+    fn add_input_sums(&self, factors: &[i16], first: usize, values: &mut [i64]) {
+        let channels = self.channels;
+        // A depthwise convolution has a sum for every element, a direct one for every pixel.
+        let stride = if self.sum_per_element { channels } else { 1 };
+        let sums = &self.input_sums[first * stride..];
+        for (row, sums) in values.chunks_exact_mut(channels).zip(sums.chunks_exact(stride)) {
+            for (channel, (value, factor)) in row.iter_mut().zip(factors).enumerate() {
+                let sum = saturate(sums[if stride == 1 { 0 } else { channel }], VALUE_BITS - 16);
+                *value = clip(*value + sum * i64::from(*factor));
+            }
+        }
+    }
+
     fn load(
         &self,
         first: usize,
