@@ -1,1 +1,65 @@
-//! To be filled in.
+//! CORE: multiplies features with weights and accumulates.
+
+mod arithmetic;
+mod convolution;
+
+pub(super) use arithmetic::{Arithmetic, Bf16, ByEntry, Double, Fp16, Int4, Int8, Int16, Sequential, Tf32};
+pub(super) use convolution::{Features, convolution};
+
+/// A feature cube, `data[(h * width + w) * channels + c]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cube<T> {
+    /// Pixels of a line.
+    pub(crate) width: usize,
+    /// Lines.
+    pub(crate) height: usize,
+    /// Channels of a pixel, padded ones included.
+    pub(crate) channels: usize,
+    /// Elements, channels innermost.
+    pub(crate) data: Vec<T>,
+}
+
+/// What the accumulators hold, one cell an output element.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Accumulators {
+    /// int8 and int4.
+    Int(Cube<i32>),
+    /// int16 (48 bits in hardware).
+    Wide(Cube<i64>),
+    /// fp16, bf16, tf32.
+    Float(Cube<f32>),
+}
+
+impl Accumulators {
+    fn channels(&self) -> usize {
+        match self {
+            Self::Int(cube) => cube.channels,
+            Self::Wide(cube) => cube.channels,
+            Self::Float(cube) => cube.channels,
+        }
+    }
+}
+
+/// What CORE gives to the DPU.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Products {
+    /// The accumulators. Channels are whole kernel groups: DATAOUT_CHANNEL + 1 of CORE.
+    pub(crate) accumulators: Accumulators,
+    /// Σ of all inputs under the kernel, padding included: what CPEND and OW_OP multiply. One per output pixel (`[h][w]`),
+    /// in depthwise convolutions one per output element. Empty unless QD_EN (integer formats).
+    pub(crate) input_sums: Vec<i64>,
+}
+
+impl Products {
+    /// Σ of the inputs of an output element: pixel `h * width + w`, channel. 0 without QD_EN.
+    pub(crate) fn input_sum(&self, pixel: usize, channel: usize) -> i64 {
+        let channels = self.accumulators.channels();
+        let per_pixel = match &self.accumulators {
+            Accumulators::Int(cube) => self.input_sums.len() == cube.width * cube.height,
+            Accumulators::Wide(cube) => self.input_sums.len() == cube.width * cube.height,
+            Accumulators::Float(cube) => self.input_sums.len() == cube.width * cube.height,
+        };
+        let index = if per_pixel { pixel } else { pixel * channels + channel };
+        self.input_sums.get(index).copied().unwrap_or(0)
+    }
+}
