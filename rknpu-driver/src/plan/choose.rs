@@ -53,6 +53,16 @@ pub struct Choice {
     pub data_reuse: bool,
 }
 
+/// Bytes of K that the vendor's compiler gives one task at most.
+const VENDOR_KERNEL_BYTES: usize = 3072;
+
+impl Choice {
+    fn is_longer_than_vendors(&self, shape: &MatmulShape) -> bool {
+        let tiles = self.stacks.iter().map(|stack| stack.tiles).max().unwrap_or(0);
+        tiles * pixel_tile_bytes(shape.precision) > VENDOR_KERNEL_BYTES
+    }
+}
+
 /// What a choice costs, the better one being less.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
@@ -63,14 +73,16 @@ pub struct Cost {
 }
 
 impl Cost {
-    fn is_better(&self, other: &Cost) -> bool {
-        // Differences below a thousandth are noise of the model: fewer tasks, then fewer bytes.
-        let close = (self.seconds - other.seconds).abs() <= other.seconds * 1e-3;
-        if close {
+    /// Whether this is to be preferred. A K longer than the vendor's compiler gives a task must save two per cent to be worth it, as only
+    /// one source has run it. Differences below a thousandth are noise of the model: then fewer tasks, then fewer bytes.
+    fn is_better(&self, longer: bool, other: &Cost, other_longer: bool) -> bool {
+        let weigh = |cost: &Cost, longer: bool| cost.seconds * if longer { 1.02 } else { 1.0 };
+        let (mine, others) = (weigh(self, longer), weigh(other, other_longer));
+        if (mine - others).abs() <= others * 1e-3 {
             let key = |cost: &Cost| (cost.work.tasks, cost.work.bytes());
             return key(self) < key(other);
         }
-        self.seconds < other.seconds
+        mine < others
     }
 }
 
@@ -96,7 +108,11 @@ pub(crate) fn choose(shape: &MatmulShape, options: &PlanOptions) -> Option<(Choi
                             continue;
                         };
                         let cost = cost(shape, options, &choice);
-                        if best.as_ref().is_none_or(|(_, least)| cost.is_better(least)) {
+                        let longer = choice.is_longer_than_vendors(shape);
+                        let better = best.as_ref().is_none_or(|(other, least)| {
+                            cost.is_better(longer, least, other.is_longer_than_vendors(shape))
+                        });
+                        if better {
                             best = Some((choice, cost));
                         }
                     }

@@ -81,11 +81,12 @@ impl MatmulPlan {
             Precision::Int8 => Cube::read_i32,
             Precision::Fp16 => panic!("read_slice_i32: {} writes binary32", self.shape),
         };
-        let block = self.blocks.iter().find(|block| {
-            let slices = block.first_slice..block.first_slice + block.stack.slices;
-            block.rows.contains(&row) && slices.contains(&slice)
-        });
-        let Some(block) = block else {
+        // Blocks are in the order of row tiles, then slices.
+        let first = self.blocks.partition_point(|block| block.rows.end <= row);
+        let tile = self.blocks[first..].iter().take(self.choice.stacks.len());
+        let mut holds =
+            tile.filter(|block| (block.first_slice..).take(block.stack.slices).any(|s| s == slice));
+        let Some(block) = holds.next() else {
             panic!("read_slice_i32: row {row}, slice {slice} of {}", self.shape);
         };
         let within = slice - block.first_slice;
