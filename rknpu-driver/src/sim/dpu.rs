@@ -197,6 +197,7 @@ impl<'a> Task<'a> {
             bs: floating::FloatStage::new(&self.bs, self.shape.processing),
             bn: floating::FloatStage::new(&self.bn, self.shape.processing),
             ew,
+            processing: self.shape.processing,
             out: self.out,
         };
         let mut scratch = floating::Scratch::default();

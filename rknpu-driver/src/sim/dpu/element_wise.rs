@@ -167,8 +167,10 @@ fn operand_from_memory<T: Sample>(
     }
 }
 
-/// EW_OP_VALUE as one operand for all elements. There are eight such registers and no source says which lanes take
-/// which, so they must agree, or all but the first be zero (the vendor's streams have zeros throughout).
+/// EW_OP_VALUE as one operand for all elements, as raw bits. In floating point the ALU takes it as f32 and the multiplier its
+/// low half as fp16; integers are its low 16 bits, signed (probed on silicon by one source). There are eight such
+/// registers and no source says which lanes take which, so they must agree, or all but the first be zero (vendor
+/// streams have zeros throughout).
 fn scalar(blocks: &Blocks) -> Result<u32, SimError> {
     let first = blocks.get(dpu::EW_OP_VALUE_0)?;
     let others = [

@@ -69,6 +69,7 @@ pub(super) struct Floats<'a> {
     pub(super) bs: FloatStage,
     pub(super) bn: FloatStage,
     pub(super) ew: ElementWise<f32>,
+    pub(super) processing: Processing,
     pub(super) out: OutputConverter,
 }
 
@@ -117,7 +118,9 @@ impl Floats<'_> {
             operands.clear();
             match &combine.operand {
                 Operand::None => operands.resize(values.len(), 0.0),
-                Operand::Scalar(bits) => operands.resize(values.len(), f32::from_bits(*bits)),
+                Operand::Scalar(bits) => {
+                    operands.resize(values.len(), scalar(*bits, combine.operation, self.processing));
+                }
                 Operand::Channel(elements) => (0..count).for_each(|_| operands.extend_from_slice(elements)),
                 Operand::Pixel(feature) => {
                     operands.resize(values.len(), 0.0);
@@ -129,6 +132,15 @@ impl Floats<'_> {
         relu(self.ew.relu, values);
         self.out.floats(values, bits);
         Ok(read)
+    }
+}
+
+/// EW_OP_VALUE as a number: f32 for the ALU, 16 bits for the multiplier.
+fn scalar(bits: u32, operation: Operation, processing: Processing) -> f32 {
+    match (operation, processing) {
+        (Operation::Alu(_), _) => f32::from_bits(bits),
+        (Operation::Mul { .. }, Processing::BFloat16) => from_bf16(bits as u16),
+        (Operation::Mul { .. }, _) => from_f16(bits as u16),
     }
 }
 

@@ -154,7 +154,7 @@ impl<'a> Integers<'a> {
             operands.clear();
             match &combine.operand {
                 Operand::None => operands.resize(values.len(), 0),
-                Operand::Scalar(bits) => operands.resize(values.len(), i64::from(*bits as i32)),
+                Operand::Scalar(bits) => operands.resize(values.len(), i64::from(*bits as i16)),
                 Operand::Channel(elements) => (0..count).for_each(|_| operands.extend_from_slice(elements)),
                 Operand::Pixel(feature) => {
                     operands.resize(values.len(), 0);
