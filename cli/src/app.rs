@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use tokio::runtime::Runtime;
 
 use crate::args::{Cli, Command, GlobalArgs};
-use crate::commands::{bench, control_plane, demo, generate, inspect, models, pack, pull, up, worker};
+use crate::commands::{bench, control_plane, demo, generate, inspect, models, npu, pack, pull, up, worker};
 use crate::config::{Config, Flags};
 use crate::error::{Exit, Failure, OrFail};
 use crate::output;
@@ -107,6 +107,7 @@ fn dispatch(
         Command::Generate(args) => runtime.block_on(generate::run(args)),
         Command::Models(args) => runtime.block_on(models::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(args, config)),
+        Command::Npu(args) => npu::run(&args),
         Command::Worker(args) => runtime.block_on(worker::run(args.supervised, config, prometheus)),
         Command::ControlPlane(args) => {
             runtime.block_on(control_plane::run(args.supervised, config, prometheus))

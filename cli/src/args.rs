@@ -12,6 +12,7 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::models::ModelsArgs;
+use crate::commands::npu::NpuArgs;
 use crate::commands::pack::PackArgs;
 use crate::commands::pull::PullArgs;
 use crate::commands::up::UpArgs;
@@ -33,6 +34,7 @@ Then:
   rookery pack FILE.gguf                        quantise it into a bundle
   rookery up BUNDLE                             serve it
   rookery generate 'def fib(n):'                use it
+  rookery npu info                              is there an NPU, and does it work
 
 Exit codes: 0 done, 1 failed, 2 usage, 64 bad configuration."
 )]
@@ -119,6 +121,8 @@ pub enum Command {
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Bench(BenchArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Npu(NpuArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Worker(WorkerArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     ControlPlane(ControlPlaneArgs),
@@ -136,6 +140,7 @@ impl Command {
             Command::Generate(_) => "generate",
             Command::Models(_) => "models",
             Command::Bench(_) => "bench",
+            Command::Npu(_) => "npu",
             Command::Worker(_) => "worker",
             Command::ControlPlane(_) => "control-plane",
         }
@@ -153,7 +158,8 @@ impl Command {
             | Command::Pack(_)
             | Command::Inspect(_)
             | Command::Generate(_)
-            | Command::Models(_) => {}
+            | Command::Models(_)
+            | Command::Npu(_) => {}
         }
     }
 }

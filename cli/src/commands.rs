@@ -6,6 +6,7 @@ pub mod demo;
 pub mod generate;
 pub mod inspect;
 pub mod models;
+pub mod npu;
 pub mod pack;
 pub mod pull;
 pub mod up;

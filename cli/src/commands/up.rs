@@ -90,6 +90,7 @@ pub fn engine_arguments(engine: &EngineFlags, workers: usize) -> Vec<OsString> {
             arguments.extend([flag.into(), value.into()]);
         }
     };
+    add("--backend", engine.backend.map(|backend| backend.name().to_owned()));
     add("--kv-cache", engine.kv_cache.clone());
     add("--context-tokens", engine.context_tokens.map(|tokens| tokens.to_string()));
     add("--max-batch", engine.max_batch.map(|batch| batch.to_string()));

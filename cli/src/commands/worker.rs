@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rookery_compute_worker::worker::Worker;
 
 use crate::config::{Config, Flags};
@@ -46,6 +46,9 @@ pub struct WorkerArgs {
 /// Settings of the engine that several commands take.
 #[derive(Args, Debug, Default)]
 pub struct EngineFlags {
+    /// Where linear layers are computed. Default: a working NPU, else the CPU.
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendFlag>,
     /// Threads that compute.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -63,9 +66,35 @@ pub struct EngineFlags {
     pub isa: Option<String>,
 }
 
+/// Where linear layers are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendFlag {
+    /// A working NPU, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A simulated NPU in this process; exact, and much slower than the CPU.
+    NpuSim,
+    /// The NPU; a failure if there is none that works.
+    Npu,
+}
+
+impl BackendFlag {
+    /// Its name on the command line and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendFlag::Auto => "auto",
+            BackendFlag::Cpu => "cpu",
+            BackendFlag::NpuSim => "npu-sim",
+            BackendFlag::Npu => "npu",
+        }
+    }
+}
+
 impl EngineFlags {
     /// Adds them to the flags of the worker section.
     pub fn apply(&self, flags: &mut Flags) {
+        flags.set("worker.engine.backend", self.backend.map(BackendFlag::name));
         flags.set("worker.engine.threads", self.threads);
         flags.set("worker.engine.kv-cache", self.kv_cache.clone());
         flags.set("worker.engine.context-tokens", self.context_tokens);
