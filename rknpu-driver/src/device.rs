@@ -1,21 +1,35 @@
 //! One NPU, whatever drives it.
 //!
-//! A [`Device`] is a handle, cheap to clone and shared by threads. It owns one address space per [`Domain`]; buffers and jobs belong to a
-//! domain. When a job hangs or ends wrongly the device counts as faulted: it refuses jobs, and the memory of a job that may still run is kept,
-//! until [`Device::reset`] succeeds.
+//! A [`Device`] is a handle, cheap to clone and shared by threads. It owns one address space per [`Domain`];
+//! buffers and jobs belong to a domain. When a job hangs or ends wrongly the device counts as faulted: it
+//! refuses jobs, and the memory of a job that may still run is kept, until [`Device::reset`] succeeds.
 
+pub(crate) mod allocate;
 mod ids;
+pub(crate) mod link;
+mod open;
+mod reset;
+mod run;
+mod run_rocket;
+mod run_vendor;
+mod share;
+#[cfg(test)]
+pub(crate) mod tests;
 
-use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 pub use ids::{CoreId, CoreMask, Domain, DomainId};
 
+use allocate::{Purpose, Request, SPACE_BYTES};
+use link::{Kernel, Link, Shared, lock};
+
 use crate::buffer::{Buffer, BufferKind};
-use crate::error::{AllocateError, Fault, JobError, OpenError, ResetError, ShareError};
-use crate::job::{Job, JobReport, PreparedJob};
-use crate::uapi::{DriverVersion, RocketKernel, VendorKernel};
+use crate::error::{AllocateError, Fault, JobError, OpenError, ResetError};
+use crate::job::{Job, JobReport, Prepared, PreparedJob, prepare};
+use crate::uapi::{DriverVersion, RocketKernel, VendorKernel, vendor};
 
 /// Which kernel interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -75,8 +89,10 @@ pub struct Health {
     pub buffers: usize,
     /// Their bytes.
     pub buffer_bytes: u64,
-    /// Buffers that a job which could not be stopped may still use.
-    pub quarantined_buffers: usize,
+    /// Jobs that could not be stopped; their memory is kept.
+    pub quarantined_jobs: usize,
+    /// Objects that the kernel would not take back.
+    pub leaked_objects: usize,
     /// Jobs that completed.
     pub jobs_done: u64,
     /// Jobs that failed.
@@ -90,7 +106,8 @@ pub struct Health {
 pub enum Recovery {
     /// Buffers and prepared jobs can be used as before.
     Kept,
-    /// The node was opened anew: buffers of some domains are stale and must be allocated again ([`Buffer::is_stale`]).
+    /// The node was opened anew: buffers of some domains are stale and must be allocated again
+    /// ([`Buffer::is_stale`]).
     BuffersLost,
 }
 
@@ -99,96 +116,222 @@ pub enum Recovery {
 pub struct Device(Arc<DeviceInner>);
 
 #[derive(Debug)]
-struct DeviceInner {}
+struct DeviceInner {
+    info: DeviceInfo,
+    /// Whether memory goes through an IOMMU (always, but for the vendor's driver without one).
+    iommu: bool,
+    domains: Vec<Domain>,
+    shared: Arc<Shared>,
+    /// The open descriptor of each domain; the vendor's domains share one.
+    links: RwLock<Vec<Arc<Link>>>,
+    /// Held while jobs run: one for all of the vendor's domains, one for each of rocket's.
+    turns: Vec<Mutex<()>>,
+    /// Jobs that may still run, with all their memory.
+    quarantine: Mutex<Vec<Arc<Prepared>>>,
+    /// Rocket's pages at address 0.
+    scratch: Mutex<Vec<Buffer>>,
+}
 
 impl Device {
-    /// Finds and opens an NPU: the node that is named, or the first that works of /dev/dri/renderD128–135, /dev/rknpu and /dev/accel/accel0–7.
+    /// Finds and opens an NPU: the node that is named, or the first that works of /dev/dri/renderD128–135,
+    /// /dev/rknpu and /dev/accel/accel0–7.
     ///
     /// # Errors
     /// [`OpenError`]: what was found and what to do.
-    pub fn open(_options: &OpenOptions) -> Result<Device, OpenError> {
-        unimplemented!()
+    pub fn open(options: &OpenOptions) -> Result<Device, OpenError> {
+        match open::find(options)? {
+            open::Opened::Vendor(kernel) => Self::over_vendor(kernel),
+            open::Opened::Rocket(kernels) => Self::over_rocket(kernels),
+        }
     }
 
     /// A device over the vendor driver's calls.
     ///
     /// # Errors
     /// [`OpenError`]: version, layout, or a question failed.
-    pub fn over_vendor(_kernel: Arc<dyn VendorKernel>) -> Result<Device, OpenError> {
-        unimplemented!()
+    pub fn over_vendor(kernel: Arc<dyn VendorKernel>) -> Result<Device, OpenError> {
+        let (info, iommu) = open::vendor_info(&*kernel)?;
+        let shared = Arc::new(Shared::default());
+        let link = Link::new(Kernel::Vendor(kernel), shared.clone());
+        // Without an IOMMU there is one address space, that of physical memory.
+        let count = if iommu { vendor::RKNPU_MAX_IOMMU_DOMAIN_NUM as u8 } else { 1 };
+        let cores = CoreMask::first(info.cores);
+        let domains = (0..count).map(|id| Domain { id: DomainId(id), bytes: SPACE_BYTES, cores }).collect();
+        let links = vec![link; usize::from(count)];
+        Ok(Self::new(info, iommu, domains, shared, links, 1))
     }
 
     /// A device over rocket's calls, one descriptor a core: 1–3.
     ///
     /// # Errors
     /// [`OpenError`]: version, layout, or a question failed.
-    pub fn over_rocket(_kernels: Vec<Arc<dyn RocketKernel>>) -> Result<Device, OpenError> {
-        unimplemented!()
+    pub fn over_rocket(kernels: Vec<Arc<dyn RocketKernel>>) -> Result<Device, OpenError> {
+        let info = open::rocket_info(&kernels)?;
+        let shared = Arc::new(Shared::default());
+        let count = kernels.len();
+        let links: Vec<_> =
+            kernels.into_iter().map(|kernel| Link::new(Kernel::Rocket(kernel), shared.clone())).collect();
+        let domain = |id| Domain { id: DomainId(id), bytes: SPACE_BYTES, cores: CoreMask::of(CoreId(id)) };
+        let domains = (0..info.cores).map(domain).collect();
+        let device = Self::new(info, true, domains, shared, links.clone(), count);
+        for (domain, link) in device.0.domains.iter().zip(&links) {
+            let scratch = device.0.scratch(link, domain.id).map_err(OpenError::Space)?;
+            lock(&device.0.scratch).push(scratch);
+        }
+        Ok(device)
+    }
+
+    fn new(
+        info: DeviceInfo,
+        iommu: bool,
+        domains: Vec<Domain>,
+        shared: Arc<Shared>,
+        links: Vec<Arc<Link>>,
+        turns: usize,
+    ) -> Self {
+        let turns = (0..turns).map(|_| Mutex::new(())).collect();
+        let links = RwLock::new(links);
+        let (quarantine, scratch) = Default::default();
+        Device(Arc::new(DeviceInner { info, iommu, domains, shared, links, turns, quarantine, scratch }))
     }
 
     /// What it is.
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
-        unimplemented!()
+        &self.0.info
     }
 
-    /// Its address spaces. Vendor: 16 IOMMU domains, each for all cores, and using another than the last one drains the device. Rocket: one a
-    /// descriptor, of one core each.
+    /// Its address spaces. Vendor: 16 IOMMU domains, each for all cores, and using another than the last one
+    /// drains the device. Rocket: one a descriptor, of one core each.
     #[must_use]
     pub fn domains(&self) -> &[Domain] {
-        unimplemented!()
+        &self.0.domains
     }
 
-    /// Makes a buffer of at least one byte.
+    /// Makes a buffer of at least one byte. What its bytes are is not said.
     ///
     /// # Errors
     /// [`AllocateError`]: no such domain, no memory, no addresses.
-    pub fn allocate(&self, _domain: DomainId, _bytes: usize, _kind: BufferKind) -> Result<Buffer, AllocateError> {
-        unimplemented!()
-    }
-
-    /// A buffer over another's dma-buf of `bytes` bytes.
-    ///
-    /// # Errors
-    /// [`ShareError`]: not with this interface, or the call failed.
-    pub fn import(&self, _domain: DomainId, _fd: BorrowedFd<'_>, _bytes: usize) -> Result<Buffer, ShareError> {
-        unimplemented!()
+    pub fn allocate(
+        &self,
+        domain: DomainId,
+        bytes: usize,
+        kind: BufferKind,
+    ) -> Result<Buffer, AllocateError> {
+        if self.0.shared.fault() == Some(Fault::Gone) {
+            return Err(AllocateError::Gone);
+        }
+        let link = self.link(domain).ok_or(AllocateError::Domain(domain))?;
+        let request = Request { domain, bytes, purpose: Purpose::Buffer(kind), iommu: self.0.iommu };
+        allocate::allocate(&link, request)
     }
 
     /// Checks a job and builds its task objects.
     ///
     /// # Errors
     /// [`JobError`]: which rule the job breaks.
-    pub fn prepare(&self, _job: Job) -> Result<PreparedJob, JobError> {
-        unimplemented!()
+    pub fn prepare(&self, job: Job) -> Result<PreparedJob, JobError> {
+        let DeviceInner { domains, info, iommu, .. } = &*self.0;
+        let domain = domains.get(usize::from(job.domain.0)).ok_or(JobError::Domain(job.domain))?;
+        let link = self.link(job.domain).ok_or(JobError::Domain(job.domain))?;
+        let prepared = prepare::prepare(job, domain, &link, info.interface, *iommu)?;
+        Ok(PreparedJob(Arc::new(prepared)))
     }
 
-    /// Runs jobs and waits for all, bounded by their time-outs. Rocket's domains run at the same time, and so do a job's chains; jobs of one
-    /// domain run in the order given, so a later one may read what an earlier one wrote. Reports are in the order of the jobs. On an error no result can be used.
+    /// Runs jobs and waits for all, bounded by their time-outs. Rocket's domains run at the same time, and so
+    /// do a job's chains; jobs of one domain run in the order given, so a later one may read what an earlier
+    /// one wrote. Reports are in the order of the jobs. On an error no result can be used.
     ///
     /// # Errors
     /// [`JobError`]: the first thing that went wrong.
-    pub fn run(&self, _jobs: &[&PreparedJob]) -> Result<Vec<JobReport>, JobError> {
-        unimplemented!()
+    pub fn run(&self, jobs: &[&PreparedJob]) -> Result<Vec<JobReport>, JobError> {
+        run::run(&self.0, jobs)
     }
 
     /// True while the device refuses jobs.
     #[must_use]
     pub fn is_faulted(&self) -> bool {
-        unimplemented!()
+        self.0.shared.fault().is_some()
     }
 
-    /// Brings a faulted device back and frees what was quarantined. Harmless on one that works.
+    /// Brings a faulted device back and frees what was quarantined, once no other thread runs a job. Harmless
+    /// on a device that works.
     ///
     /// # Errors
     /// [`ResetError`]: the device stays faulted.
     pub fn reset(&self) -> Result<Recovery, ResetError> {
-        unimplemented!()
+        reset::reset(&self.0)
     }
 
     /// How it is.
     #[must_use]
     pub fn health(&self) -> Health {
-        unimplemented!()
+        let Shared { buffers, buffer_bytes, jobs_done, jobs_failed, resets, leaked, .. } = &*self.0.shared;
+        Health {
+            fault: self.0.shared.fault(),
+            buffers: buffers.load(Ordering::Relaxed),
+            buffer_bytes: buffer_bytes.load(Ordering::Relaxed),
+            quarantined_jobs: lock(&self.0.quarantine).len(),
+            leaked_objects: leaked.load(Ordering::Relaxed),
+            jobs_done: jobs_done.load(Ordering::Relaxed),
+            jobs_failed: jobs_failed.load(Ordering::Relaxed),
+            resets: resets.load(Ordering::Relaxed),
+        }
+    }
+
+    fn link(&self, domain: DomainId) -> Option<Arc<Link>> {
+        self.0.link(domain)
+    }
+}
+
+impl DeviceInner {
+    fn link(&self, domain: DomainId) -> Option<Arc<Link>> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.get(usize::from(domain.0)).cloned()
+    }
+
+    /// Puts new descriptors in the place of old ones, whose objects are the device's no longer.
+    fn replace_links(&self, fresh: impl Fn(DomainId) -> Option<Arc<Link>>) {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        for (id, link) in (0..).map(DomainId).zip(links.iter_mut()) {
+            if let Some(fresh) = fresh(id) {
+                link.retire();
+                *link = fresh;
+            }
+        }
+        lock(&self.scratch).retain(|page| !page.is_stale());
+    }
+
+    /// Closes a job's buffers to everyone.
+    fn close(&self, job: &Prepared) {
+        for it in &job.uses {
+            it.inner.set_quarantined(true);
+        }
+    }
+
+    /// Keeps a job that may still run, with all its memory.
+    fn quarantine(&self, job: Arc<Prepared>) {
+        lock(&self.quarantine).push(job);
+    }
+
+    /// Lets go of jobs that no longer run: those of a domain, or all.
+    fn release_quarantine(&self, domain: Option<DomainId>) {
+        let free = |job: &mut Arc<Prepared>| domain.is_none_or(|domain| job.domain == domain);
+        let released: Vec<_> = lock(&self.quarantine).extract_if(.., free).collect();
+        for it in released.iter().flat_map(|job| &job.uses) {
+            it.inner.set_quarantined(false);
+        }
+    }
+
+    /// Rocket: waits for the jobs of a domain that did not end in time; true if all are over now.
+    fn await_quarantined(&self, domain: DomainId, limit: Duration) -> bool {
+        let jobs: Vec<_> =
+            lock(&self.quarantine).iter().filter(|job| job.domain == domain).cloned().collect();
+        let started = Instant::now();
+        jobs.iter().all(|job| {
+            let written = job.uses.iter().find(|it| it.write);
+            let left = limit.saturating_sub(started.elapsed());
+            written.is_some_and(|it| it.inner.object.prep(left).is_ok())
+        })
     }
 }

@@ -1,8 +1,9 @@
-//! What the kernel says: the C structs of both NPU drivers under their kernel names, and the calls over them as traits.
+//! What the kernel says: the C structs of both NPU drivers under their kernel names, and the calls over them
+//! as traits.
 //!
-//! Structs here are `#[repr(C)]`, hold no padding that the kernel could read uninitialised, and carry compile-time
-//! assertions of size, offsets and request numbers (docs/npu.md, "Kernel interfaces"). Nothing above this module uses
-//! kernel names.
+//! Structs here are `#[repr(C)]`, hold no padding that the kernel could read uninitialised, and carry
+//! compile-time assertions of size, offsets and request numbers (docs/npu.md, "Kernel interfaces"). Nothing
+//! above this module uses kernel names.
 
 pub mod drm;
 pub mod kernel;
@@ -25,7 +26,10 @@ macro_rules! assert_layout {
 /// Asserts at compile time that a request number is what `_IOC(direction, type, number, size)` gives.
 macro_rules! assert_request {
     ($name:ident, $direction:ident, $group:literal, $number:expr, $type:ty) => {
-        const _: () = assert!($name as u64 == crate::uapi::request(crate::uapi::$direction, $group, $number, size_of::<$type>()) as u64);
+        const _: () = assert!(
+            $name as u64
+                == crate::uapi::request(crate::uapi::$direction, $group, $number, size_of::<$type>()) as u64
+        );
     };
 }
 
@@ -38,8 +42,8 @@ pub const IOC_READ: u32 = 2;
 /// Both ways.
 pub const IOC_READ_WRITE: u32 = 3;
 
-/// A request number as asm-generic/ioctl.h composes it: direction in bits 31:30, size in 29:16, group in 15:8, number
-/// in 7:0. x86-64 and aarch64 share this layout.
+/// A request number as asm-generic/ioctl.h composes it: direction in bits 31:30, size in 29:16, group in
+/// 15:8, number in 7:0. x86-64 and aarch64 share this layout.
 #[must_use]
 pub const fn request(direction: u32, group: u8, number: u8, size: usize) -> u32 {
     assert!(size < 1 << 14);

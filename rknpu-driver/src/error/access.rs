@@ -46,8 +46,11 @@ pub enum AllocateError {
         /// Where on the NPU's bus.
         address: u64,
     },
-    /// The kernel handed out an object that lives already.
-    #[error("the kernel returned the live handle {handle} for new memory; report this with the kernel's version")]
+    /// The kernel handed out an object that lives already, or the memory that is imported is this device's
+    /// own.
+    #[error(
+        "handle {handle} is in use already: imported memory is the device's own, or the kernel made nothing"
+    )]
     LiveHandle {
         /// The handle.
         handle: u32,

@@ -10,14 +10,19 @@ use thiserror::Error;
 pub enum OpenError {
     /// None of the nodes that an NPU can have exists, or none of those that exist is an NPU's.
     #[error(
-        "no NPU found (looked at {looked}); load the rknpu or rocket kernel driver and see that the device tree enables the NPU, or use the simulator"
+        "no NPU found (looked at {looked}); load the rknpu or rocket kernel driver, see that the device tree \
+         enables the NPU, or use the simulator"
     )]
     NoNode {
         /// The nodes looked at, and what was found at those that exist.
         looked: String,
     },
     /// The node exists, and this user may not open it.
-    #[error("no permission to open {}; add the user to the group that owns it (render on most systems) and log in again", .node.display())]
+    #[error(
+        "no permission to open {}; add the user to the group that owns it (render on most systems) and log in \
+         again",
+        .node.display()
+    )]
     Permission {
         /// The node.
         node: PathBuf,
@@ -41,7 +46,10 @@ pub enum OpenError {
         expected: &'static str,
     },
     /// The driver's version has structs of another layout.
-    #[error("{driver} {found} is not supported: its structs differ from those of {supported}; install a kernel with such a driver")]
+    #[error(
+        "{driver} {found} is not supported: its structs differ from those of {supported}; install a kernel with \
+         such a driver"
+    )]
     Version {
         /// Name of the driver.
         driver: &'static str,
@@ -51,7 +59,9 @@ pub enum OpenError {
         supported: &'static str,
     },
     /// The driver answers as no driver with the known structs would.
-    #[error("{driver} {version} does not behave as documented: {what}; report this with the kernel's version")]
+    #[error(
+        "{driver} {version} does not behave as documented: {what}; report this with the kernel's version"
+    )]
     Layout {
         /// Name of the driver.
         driver: &'static str,

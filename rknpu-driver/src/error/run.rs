@@ -46,7 +46,9 @@ pub enum JobError {
     #[error("cores {0:#b} cannot be started together; use 0, 1, 2, 0 and 1, or all three")]
     CoreSet(u8),
     /// The interface cannot see the end of such a task.
-    #[error("task {task} ends with interrupts {mask:#x}; rocket waits for 0x300 only, so end the task in the DPU")]
+    #[error(
+        "task {task} ends with interrupts {mask:#x}; rocket waits for 0x300 only, so end the task in the DPU"
+    )]
     InterruptMask {
         /// Index of the task in its chain.
         task: usize,
@@ -111,7 +113,10 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ResetError {
     /// The reset and opening the node again failed.
-    #[error("the reset failed ({reset}) and so did opening the node again ({reopen}); reload the kernel driver or restart the board")]
+    #[error(
+        "the reset failed ({reset}) and so did opening the node again ({reopen}); reload the kernel driver or \
+         restart the board"
+    )]
     Failed {
         /// What the reset gave.
         reset: Errno,
@@ -124,7 +129,4 @@ pub enum ResetError {
         /// What asking it gave.
         source: Errno,
     },
-    /// Jobs still run.
-    #[error("other threads still run jobs; wait for them and try again")]
-    Busy,
 }

@@ -1,4 +1,5 @@
-//! The parts of the DRM core's interface (`drm.h`) that both drivers share: version, closing handles, dma-buf.
+//! The parts of the DRM core's interface (`drm.h`) that both drivers share: version, closing handles,
+//! dma-buf.
 
 use super::{assert_layout, assert_request};
 
@@ -21,7 +22,8 @@ pub const DRM_CLOEXEC: u32 = 0o2_000_000;
 /// The exported descriptor may be mapped for writing.
 pub const DRM_RDWR: u32 = 2;
 
-/// Asks who drives a node. Pointers are user addresses of buffers whose lengths go in and whose wanted lengths come out.
+/// Asks who drives a node. Pointers are user addresses of buffers whose lengths go in and whose wanted
+/// lengths come out.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "drm.h documents the fields")]
@@ -59,7 +61,8 @@ pub struct drm_prime_handle {
 }
 
 assert_layout!(drm_version, size 64, align 8, {
-    version_major 0, version_minor 4, version_patchlevel 8, name_len 16, name 24, date_len 32, date 40, desc_len 48, desc 56,
+    version_major 0, version_minor 4, version_patchlevel 8, name_len 16, name 24, date_len 32,
+    date 40, desc_len 48, desc 56,
 });
 assert_layout!(drm_gem_close, size 8, align 4, { handle 0, pad 4 });
 assert_layout!(drm_prime_handle, size 12, align 4, { handle 0, flags 4, fd 8 });

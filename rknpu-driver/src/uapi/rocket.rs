@@ -1,4 +1,5 @@
-//! Mainline Linux's `rocket` driver (6.18 on): requests and structs under their kernel names (`rocket_accel.h`).
+//! Mainline Linux's `rocket` driver (6.18 on): requests and structs under their kernel names
+//! (`rocket_accel.h`).
 
 use super::{assert_layout, assert_request};
 

@@ -1,7 +1,8 @@
 //! Rockchip's `rknpu` driver, 0.9.8: requests, flags and structs under their kernel names (`rknpu_ioctl.h`).
 //!
-//! Two builds of it exist. The DRM one makes `/dev/dri/renderD*` and its requests are in DRM's group; the DMA-heap one makes
-//! `/dev/rknpu` with the same structs in a group of its own, and its handles are dma-buf descriptors.
+//! Two builds of it exist. The DRM one makes `/dev/dri/renderD*` and its requests are in DRM's group; the
+//! DMA-heap one makes `/dev/rknpu` with the same structs in a group of its own, and its handles are dma-buf
+//! descriptors.
 
 use super::{assert_layout, assert_request};
 
@@ -251,13 +252,13 @@ assert_layout!(rknpu_mem_map, size 16, align 8, { handle 0, reserved 4, offset 8
 assert_layout!(rknpu_mem_destroy, size 16, align 8, { handle 0, reserved 4, obj_addr 8 });
 assert_layout!(rknpu_mem_sync, size 32, align 8, { flags 0, reserved 4, obj_addr 8, offset 16, size 24 });
 assert_layout!(rknpu_task, size 40, align 1, {
-    flags 0, op_idx 4, enable_mask 8, int_mask 12, int_clear 16, int_status 20, regcfg_amount 24, regcfg_offset 28,
-    regcmd_addr 32,
+    flags 0, op_idx 4, enable_mask 8, int_mask 12, int_clear 16, int_status 20, regcfg_amount 24,
+    regcfg_offset 28, regcmd_addr 32,
 });
 assert_layout!(rknpu_subcore_task, size 8, align 4, { task_start 0, task_number 4 });
 assert_layout!(rknpu_submit, size 104, align 8, {
-    flags 0, timeout 4, task_start 8, task_number 12, task_counter 16, priority 20, task_obj_addr 24, iommu_domain_id 32,
-    reserved 36, task_base_addr 40, hw_elapse_time 48, core_mask 56, fence_fd 60, subcore_task 64,
+    flags 0, timeout 4, task_start 8, task_number 12, task_counter 16, priority 20, task_obj_addr 24,
+    iommu_domain_id 32, reserved 36, task_base_addr 40, hw_elapse_time 48, core_mask 56, fence_fd 60, subcore_task 64,
 });
 assert_request!(DRM_IOCTL_RKNPU_ACTION, IOC_READ_WRITE, b'd', 0x40, rknpu_action);
 assert_request!(DRM_IOCTL_RKNPU_SUBMIT, IOC_READ_WRITE, b'd', 0x41, rknpu_submit);
