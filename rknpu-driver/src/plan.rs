@@ -26,6 +26,7 @@ pub mod w4;
 mod work;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 pub use bind::{BindError, Binding, BoundMatmul, Operands};
 pub use cache::PlanCache;
@@ -36,7 +37,7 @@ pub use requantise::{MULTIPLIER_SHIFT, Requantise, shift_ties_even};
 
 use self::encode::TaskForm;
 use self::tasks::{Block, PlannedTask};
-use crate::regcmd::{AddressSlot, EncodedTask};
+use crate::regcmd::{self, AddressSlot, EncodedTask, Program, ProgramOptions};
 use crate::shape::{MatmulShape, Precision, TILE_COLUMNS};
 use crate::timing::TaskWork;
 
@@ -144,20 +145,32 @@ impl MatmulPlan {
     }
 
     /// Columns of each slice of K, in order (the last ones may reach into the padding of K).
-    pub fn slice_columns(&self) -> Vec<std::ops::Range<usize>> {
+    pub fn slice_columns(&self) -> Vec<Range<usize>> {
         let slices = self.choice.stacks.iter().flat_map(|stack| {
             (0..stack.slices).map(|slice| stack.first + slice * stack.tiles).map(|tile| (tile, stack.tiles))
         });
         let inner = self.shape.inner;
-        slices
-            .map(|(tile, tiles)| tile * TILE_COLUMNS..inner.min((tile + tiles) * TILE_COLUMNS))
-            .collect()
+        slices.map(|(tile, tiles)| tile * TILE_COLUMNS..inner.min((tile + tiles) * TILE_COLUMNS)).collect()
     }
 
     /// What each core's tasks ask of the hardware, `[core][task]`: for predictions without running.
     pub fn work(&self) -> Vec<Vec<TaskWork>> {
         let chains = self.chains.iter();
         chains.map(|chain| chain.iter().map(|task| task.form.size.work(task.form.reuse)).collect()).collect()
+    }
+
+    /// The tasks in one command buffer, and which of [`Program::tasks`] are whose core's. Bases are, in order, weights, input, output and
+    /// per-channel operands ([`Program::bind`] takes an address for each, whether used or not).
+    ///
+    /// # Errors
+    /// [`regcmd::BindError`]: the tasks do not fit one buffer.
+    pub fn program(
+        &self,
+        options: ProgramOptions,
+    ) -> Result<(Program, Vec<Range<usize>>), regcmd::BindError> {
+        let mut program = Program::new(options);
+        let ranges = self.encoded().iter().map(|chain| program.chain(chain)).collect::<Result<_, _>>()?;
+        Ok((program, ranges))
     }
 
     /// The encoded tasks of each core; addresses are bases plus offsets.

@@ -7,7 +7,7 @@ use super::geometry::{BANKS, data_banks, resident_groups};
 use super::*;
 use crate::layout::weights;
 use crate::oracle::{Generator, matmul_int};
-use crate::regcmd::{self, Program, ProgramOptions};
+use crate::regcmd::{self, ProgramOptions};
 
 fn precisions() -> impl Strategy<Value = Precision> {
     prop::sample::select(&Precision::ALL[..])
@@ -122,10 +122,7 @@ fn check_cost(plan: &MatmulPlan) -> Result<(), TestCaseError> {
 }
 
 fn check_words(plan: &MatmulPlan) -> Result<(), TestCaseError> {
-    let mut program = Program::new(ProgramOptions::default());
-    for chain in plan.encoded() {
-        program.chain(&chain).expect("tasks are short");
-    }
+    let (program, _) = plan.program(ProgramOptions::default()).expect("tasks are short");
     let words = program.bind_words(&[0x1000_0000, 0x2000_0000, 0x3000_0000, 0x4000_0000], 0x5000_0000);
     let words: Vec<u64> = words.expect("addresses fit").into_iter().map(|word| word.0).collect();
     prop_assert!(regcmd::decode(&words).is_ok());

@@ -1,0 +1,1 @@
+//! Through buffers, bound jobs and a simulated device, as programs do it.

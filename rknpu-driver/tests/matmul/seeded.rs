@@ -1,0 +1,95 @@
+//! Seeded random shapes.
+
+use std::env;
+use std::time::Instant;
+
+use rknpu_driver::oracle::Generator;
+use rknpu_driver::plan::{Limits, PlanOptions};
+use rknpu_driver::shape::{MatmulShape, Precision};
+use rknpu_driver::timing::Board;
+
+use crate::bench::{Bench, Values};
+
+/// Shapes without MATMUL_SHAPES: a minute at most on two cores.
+const DEFAULT_SHAPES: u64 = 150;
+const MOST_ROWS: u64 = 512;
+const MOST_SIDE: u64 = 16_384;
+/// Multiply-adds of one product.
+const MOST_PRODUCTS: u64 = 1 << 28;
+
+/// A size up to `most`: small, near a multiple of 32, or anything, by its logarithm or evenly.
+fn side(random: &mut Generator, most: u64) -> u64 {
+    let logarithmic = |random: &mut Generator| {
+        let bits = random.below(u64::from(most.ilog2()) + 1);
+        (1 << bits) + random.below(1 << bits)
+    };
+    let side = match random.below(4) {
+        0 => 1 + random.below(64),
+        1 => 1 + random.below(most),
+        2 => logarithmic(random),
+        _ => logarithmic(random).next_multiple_of(32) + random.below(3) - 1,
+    };
+    side.clamp(1, most)
+}
+
+/// The shape and options of an index. Every precision and 1–3 cores come in turn; some cases use limits or a board that lead to other cuts.
+pub(crate) fn case(index: u64) -> (MatmulShape, PlanOptions, Generator) {
+    let mut random = Generator::new(index);
+    let precision = Precision::ALL[(index % 3) as usize];
+    let (rows, inner, outputs) = loop {
+        let rows = side(&mut random, MOST_ROWS);
+        let (inner, outputs) = (side(&mut random, MOST_SIDE), side(&mut random, MOST_SIDE));
+        if rows * inner * outputs <= MOST_PRODUCTS {
+            break (rows as usize, inner as usize, outputs as usize);
+        }
+    };
+    let shape = MatmulShape { rows, inner, outputs, precision };
+    let mut options = PlanOptions { cores: 1 + (index / 3 % 3) as usize, ..PlanOptions::default() };
+    match random.below(8) {
+        0 => options.limits = Limits::vendor(),
+        1 => options.limits.data_reuse = true,
+        2 => options.board = Board::vendor_compiler(),
+        _ => {}
+    }
+    (shape, options, random)
+}
+
+/// What happened over all cases, so that a run shows that it reached every way of cutting.
+#[derive(Debug, Default)]
+struct Seen {
+    tasks: usize,
+    stacked: usize,
+    sliced: usize,
+    weight_reuse: usize,
+    data_reuse: usize,
+    by_rows: usize,
+    products: u64,
+}
+
+#[test]
+fn seeded() {
+    let number = |name: &str| env::var(name).ok().map(|value| value.parse().expect("a number"));
+    let (first, count) = match number("MATMUL_ONLY") {
+        Some(only) => (only, 1),
+        None => (0, number("MATMUL_SHAPES").unwrap_or(DEFAULT_SHAPES)),
+    };
+    let started = Instant::now();
+    let bench = Bench::new();
+    let mut seen = Seen::default();
+    for index in first..first + count {
+        let (shape, options, random) = case(index);
+        if let Err(error) = bench.check(shape, &options, &mut Values::Random(random)) {
+            panic!("MATMUL_ONLY={index}: {error}; {options:?}");
+        }
+        let plan = rknpu_driver::plan::MatmulPlan::new(shape, &options).expect("planned before");
+        let choice = plan.choice();
+        seen.tasks += plan.task_count();
+        seen.stacked += usize::from(choice.stacks.iter().any(|stack| stack.slices > 1));
+        seen.sliced += usize::from(plan.slices() > 1);
+        seen.weight_reuse += usize::from(choice.weight_reuse);
+        seen.data_reuse += usize::from(choice.data_reuse);
+        seen.by_rows += usize::from(choice.axis == rknpu_driver::plan::Axis::Rows);
+        seen.products += shape.macs();
+    }
+    println!("{count} shapes from {first} on in {:.1?}: {seen:?}", started.elapsed());
+}
