@@ -6,14 +6,15 @@
 //! 1 takes LO (this block descends from NVDLA's, whose rule that is; all vendor streams set HYBRID and OFLOW and
 //! clear UFLOW).
 //!
-//! In integer mode the interpolated part and the slopes are truncated to integers; in float mode the index keeps its
-//! fraction and the interpolation is exact to f32. Both readings reproduce an independent interpreter on vendor streams;
-//! the silicon's rounding is not known. Glitches that one source reports of the silicon (entry 0, indices at flat ends)
+//! In integer mode the index is an integer and the interpolated value is rounded once; in float mode the index keeps its
+//! fraction and the interpolation is exact to f32. Both readings reproduce an independent interpreter bit for bit on
+//! vendor streams; the silicon's rounding is not known. Glitches that one source reports of the silicon (entry 0, indices at flat ends)
 //! are not modelled.
 
-use super::SimError;
 use super::dpu::setting::Setting;
+use super::float::shift_right;
 use super::registers::Blocks;
+use super::{Rounding, SimError};
 use crate::regcmd::Register;
 use crate::regcmd::registers::dpu;
 
@@ -28,9 +29,9 @@ struct Slope {
 }
 
 impl Slope {
-    fn integer(self, distance: i64) -> i64 {
-        // A distance of 48 bits times 16 bits of scale fits into 64.
-        distance * self.scale >> self.shift
+    /// The line through `end`. A distance of 48 bits times 16 bits of scale, and an entry shifted by 31, fit into 63.
+    fn integer(self, end: i64, distance: i64, rounding: Rounding) -> i64 {
+        shift_right((end << self.shift) + distance * self.scale, self.shift, rounding)
     }
 
     fn float(self, distance: f64) -> f64 {
@@ -70,16 +71,16 @@ impl Table {
         (self.entries[0], self.entries[self.entries.len() - 1])
     }
 
-    fn integer(&self, index: i64, side: Side) -> i64 {
+    fn integer(&self, index: i64, side: Side, rounding: Rounding) -> i64 {
         match side {
-            Side::Below => self.ends().0 + self.below.integer(index - self.start),
-            Side::Above => self.ends().1 + self.above.integer(index - self.end),
+            Side::Below => self.below.integer(self.ends().0, index - self.start, rounding),
+            Side::Above => self.above.integer(self.ends().1, index - self.end, rounding),
             Side::Inside => {
                 let offset = index - self.start;
                 let entry = ((offset >> self.select) as usize).min(self.entries.len() - 2);
                 let part = offset - ((entry as i64) << self.select);
                 let (left, right) = (self.entries[entry], self.entries[entry + 1]);
-                left + ((right - left) * part >> self.select)
+                shift_right((left << self.select) + (right - left) * part, self.select, rounding)
             }
         }
     }
@@ -156,10 +157,14 @@ impl Lut {
     }
 
     /// The entry at an integer index of at most 48 bits.
-    pub(crate) fn integer(&self, index: i64) -> i64 {
+    pub(crate) fn integer(&self, index: i64, rounding: Rounding) -> i64 {
         let le = self.le.side(index < self.le.start, index > self.le.end);
         let lo = self.lo.side(index < self.lo.start, index > self.lo.end);
-        if self.takes_lo(le, lo) { self.lo.integer(index, lo) } else { self.le.integer(index, le) }
+        if self.takes_lo(le, lo) {
+            self.lo.integer(index, lo, rounding)
+        } else {
+            self.le.integer(index, le, rounding)
+        }
     }
 
     /// The entry at an index with a fraction; NaN stays NaN.

@@ -6,7 +6,7 @@
 use super::config::{Alu, Channels, Multiplier, Relu, Stage};
 use super::element_wise::{Combine, ElementWise, Operand, OperandConverter, Operation};
 use super::output_converter::OutputConverter;
-use crate::sim::float::saturate;
+use crate::sim::float::{saturate, shift_right};
 use crate::sim::rdma::Feature;
 use crate::sim::{Cube, Options, Rounding, SimError};
 
@@ -147,7 +147,7 @@ impl<'a> Integers<'a> {
         let mut read = 0;
         if let Some(lut) = &self.ew.lut {
             for value in values.iter_mut() {
-                *value = clip(lut.integer(*value));
+                *value = clip(lut.integer(*value, self.options.shift_rounding));
             }
         }
         if let Some(combine) = &self.ew.combine {
@@ -179,30 +179,6 @@ fn clip(value: i64) -> i64 {
     saturate(value, VALUE_BITS)
 }
 
-/// `value / 2^shift` rounded; exact for every value of up to 63 bits.
-pub(super) fn shifted(value: i64, shift: u32, rounding: Rounding) -> i64 {
-    if shift == 0 {
-        return value;
-    }
-    if shift > 62 {
-        return rounding.shift(i128::from(value), shift) as i64;
-    }
-    let floor = value >> shift;
-    let rest = value & ((1 << shift) - 1);
-    let half = 1i64 << (shift - 1);
-    let carry = match rounding {
-        Rounding::TiesToEven => rest > half || (rest == half && floor & 1 == 1),
-        Rounding::HalfUp => rest >= half,
-        Rounding::Truncate => false,
-    };
-    floor + i64::from(carry)
-}
-
-/// As [`shifted`], of a product that may exceed 63 bits; saturates to them.
-pub(super) fn shifted_wide(value: i128, shift: u32, rounding: Rounding) -> i64 {
-    rounding.shift(value, shift).clamp(i128::from(i64::MIN >> 1), i128::from(i64::MAX >> 1)) as i64
-}
-
 /// The ALU of BS or BN. Products of BN on their way to its shift are wider than values: they are not clipped.
 fn alu_stage(alu: &Option<(Alu, Vec<u32>)>, values: &mut [i64], channels: usize, clipped: bool) {
     let Some((algorithm, operands)) = alu else { return };
@@ -225,7 +201,7 @@ fn mul_stage(mul: &Option<Multiplier>, values: &mut [i64], channels: usize, shif
             let product = *value * i64::from(*operand as i16);
             let amount = if product < 0 { mul.shift_negative } else { mul.shift };
             let amount = if mul.prelu { mul.shift_negative } else { amount };
-            *value = if shift { clip(shifted(product, amount, rounding)) } else { product };
+            *value = if shift { clip(shift_right(product, amount, rounding)) } else { product };
         }
     }
 }
@@ -235,7 +211,7 @@ fn shift_stage(mul: &Multiplier, values: &mut [i64], rounding: Rounding) {
     for value in values {
         let amount = if *value < 0 { mul.shift_negative } else { mul.shift };
         if !(mul.prelu && *value >= 0) {
-            *value = shifted(*value, amount, rounding);
+            *value = shift_right(*value, amount, rounding);
         }
         *value = clip(*value);
     }
@@ -271,9 +247,9 @@ fn convert(converter: OperandConverter, operands: &mut [i64]) {
     for operand in operands {
         // 33 bits times 16 bits fit into 49.
         *operand = if offset_first {
-            shifted((*operand + offset) * scale, shift, rounding)
+            shift_right((*operand + offset) * scale, shift, rounding)
         } else {
-            shifted(*operand * scale, shift, rounding) + offset
+            shift_right(*operand * scale, shift, rounding) + offset
         };
     }
 }

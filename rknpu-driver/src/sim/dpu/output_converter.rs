@@ -8,7 +8,7 @@
 use super::config::{Processing, Shape};
 use super::setting::Setting;
 use crate::regcmd::registers::dpu;
-use crate::sim::float::{Precision, from_f16, saturate, to_bf16, to_f16, to_int};
+use crate::sim::float::{Precision, from_f16, saturate, shift_right, to_bf16, to_f16, to_int};
 use crate::sim::options::{IntToFloat, OutRounding};
 use crate::sim::registers::Blocks;
 use crate::sim::{Options, Rounding, SimError};
@@ -85,13 +85,11 @@ impl OutputConverter {
     fn rescale(&self, value: i64, rounding: Rounding) -> i64 {
         if self.offset_first {
             // 49 bits times 16 bits.
-            super::integer::shifted_wide(
-                i128::from(value + self.offset) * i128::from(self.scale),
-                self.shift,
-                rounding,
+            saturate_wide(
+                rounding.shift(i128::from(value + self.offset) * i128::from(self.scale), self.shift),
             )
         } else {
-            super::integer::shifted(value * self.scale, self.shift, rounding) + self.offset
+            shift_right(value * self.scale, self.shift, rounding) + self.offset
         }
     }
 
@@ -116,6 +114,11 @@ impl OutputConverter {
             Precision::Int32 => to_int(through_half(), 32) as u32,
         }
     }
+}
+
+/// A product of 65 bits at most, as 63 of them.
+fn saturate_wide(value: i128) -> i64 {
+    value.clamp(i128::from(i64::MIN >> 1), i128::from(i64::MAX >> 1)) as i64
 }
 
 /// 2^-minus_exp for the eight-bit field, exact down to the subnormals.
