@@ -170,7 +170,7 @@ fn candidate(
     if most == 0 {
         return None;
     }
-    let chunk = groups.div_ceil(groups.div_ceil(most));
+    let chunk = most.min(groups);
     let data_reuse = limits.data_reuse && order == Order::FeaturesOutside;
     let tile_rows = balanced(rows, most_rows);
     let stacks = stacks.to_vec();

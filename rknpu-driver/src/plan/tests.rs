@@ -1,5 +1,7 @@
 //! Plans checked by structure, and executed by a model that knows only cubes, tiles and products.
 
+mod vendor;
+
 use proptest::prelude::*;
 
 use super::encode::TaskForm;
