@@ -15,6 +15,7 @@ mod config;
 mod element_wise;
 mod floating;
 mod integer;
+mod layout;
 mod output;
 mod output_converter;
 mod read_back;
@@ -22,11 +23,12 @@ pub(crate) mod setting;
 
 use config::{Channels, Processing, Shape, Stage};
 use element_wise::ElementWise;
+use layout::{Layout, Packed, Relayout};
 use output::Output;
 use output_converter::OutputConverter;
 use setting::Setting;
 
-use super::float::Precision;
+use super::float::{Precision, from_f16, to_f16};
 use super::rdma::{FeatureReads, Sample};
 use super::registers::Blocks;
 use super::{Accumulators, Memory, Options, Products, SimError};
@@ -58,6 +60,9 @@ pub(crate) fn run(
 struct Task<'a> {
     blocks: &'a Blocks,
     shape: Shape,
+    layout: Layout,
+    /// 16-bit integers pass floating-point arithmetic as they are: vendor re-layouts move fp16 so.
+    raw: bool,
     reads: Option<FeatureReads>,
     channels: Channels,
     bs: Stage,
@@ -73,7 +78,6 @@ impl<'a> Task<'a> {
         if shape.flying != main.is_none() {
             return Err(mode.illegal("FLYING_MODE does not agree with the blocks that the task enables"));
         }
-        // 16-bit integers in and out pass floating-point arithmetic as they are: vendor re-layouts move fp16 so.
         let raw = shape.processing != Processing::Integer
             && shape.input == Precision::Int16
             && shape.output == Precision::Int16;
@@ -89,11 +93,9 @@ impl<'a> Task<'a> {
         let bs = Stage::decode(blocks, &config::BS, &channels.bs, shape.channels, integer)?;
         let bn = Stage::decode(blocks, &config::BN, &channels.bn, shape.channels, integer)?;
         let out = OutputConverter::decode(blocks, &shape)?;
-        if raw && !(bs.is_off() && bn.is_off() && out.is_identity()) {
-            return Err(mode.undecoded("stages on 16-bit integers within floating-point arithmetic"));
-        }
-        let output = Output::decode(blocks, memory, &shape)?;
-        let task = Self { blocks, shape, reads, channels, bs, bn, out, output };
+        let layout = Layout::decode(blocks)?;
+        let output = Output::decode(blocks, memory, &shape, layout)?;
+        let task = Self { blocks, shape, layout, raw, reads, channels, bs, bn, out, output };
         task.check_main(main, mode)?;
         Ok(task)
     }
@@ -146,6 +148,13 @@ impl<'a> Task<'a> {
         let cpend = integer::Integers::take_cpend(&mut self.channels);
         let plain = cpend.is_none() && self.bs.is_off() && self.bn.is_off() && ew.is_off() && self.out.is_identity();
         work.read_bytes += self.channels.bs.bytes + self.channels.bn.bytes;
+        if self.raw && !plain {
+            let format = Setting::read(self.blocks, dpu::DATA_FORMAT)?;
+            return Err(format.undecoded("stages on 16-bit integers within floating-point arithmetic"));
+        }
+        if self.layout != Layout::Plain {
+            return self.relayout(plain, work);
+        }
         if plain
             && self.shape.output == Precision::Int32
             && self.shape.pad == 0
@@ -201,7 +210,29 @@ impl<'a> Task<'a> {
             out: self.out,
         };
         let mut scratch = floating::Scratch::default();
+        if self.layout == Layout::Maximum {
+            return maxima(self.blocks, &self.shape, &self.output, work, |first, count, bits| {
+                stages.run(first, count, bits, &mut scratch)
+            });
+        }
+        if self.layout != Layout::Plain {
+            let mode = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
+            return Err(mode.undecoded("a re-layout in floating point"));
+        }
         chunks(&self.shape, &self.output, work, |first, count, bits| stages.run(first, count, bits, &mut scratch))
+    }
+
+    /// Moves 16-bit lanes without a change.
+    fn relayout(mut self, plain: bool, work: &mut TaskWork) -> Result<(), SimError> {
+        let mode = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
+        let sixteen = self.shape.input == Precision::Int16 && self.shape.output == Precision::Int16;
+        if self.layout == Layout::Maximum || !plain || !sixteen || !self.shape.flying {
+            return Err(mode.undecoded("a re-layout of something other than 16-bit lanes from memory"));
+        }
+        let size = self.reads.as_ref().map(|reads| reads.size).ok_or_else(|| mode.illegal("DPU_RDMA is off"))?;
+        let (main, _) = self.flying()?;
+        let relayout = Relayout { blocks: self.blocks, main: &main, size, output: &self.output };
+        relayout.run(self.layout, &self.shape, work)
     }
 
     /// MRDMA's cube and its channels.
@@ -223,13 +254,38 @@ fn chunks(
     let step = (CHUNK / shape.channels).max(1);
     let mut bits = vec![0; step.min(shape.pixels()) * shape.channels];
     let mut bytes = Vec::new();
-    let mut first = 0;
-    while first < shape.pixels() {
+    for first in (0..shape.pixels()).step_by(step) {
         let count = step.min(shape.pixels() - first);
         let bits = &mut bits[..count * shape.channels];
         work.read_bytes += stages(first, count, bits)?;
         work.write_bytes += output.write(first, count, bits, shape.channels, &mut bytes)?;
-        first += count;
     }
+    Ok(())
+}
+
+/// Calls `stages` likewise and writes the largest channel of every pixel, packed.
+fn maxima(
+    blocks: &Blocks,
+    shape: &Shape,
+    output: &Output,
+    work: &mut TaskWork,
+    mut stages: impl FnMut(usize, usize, &mut [u32]) -> Result<u64, SimError>,
+) -> Result<(), SimError> {
+    if shape.output != Precision::Float16 {
+        let format = Setting::read(blocks, dpu::DATA_FORMAT)?;
+        return Err(format.undecoded("MINMAX_CTL in a format other than fp16"));
+    }
+    let mut packed = Packed::new(blocks, output, shape.pixels() * 2)?;
+    let step = (CHUNK / shape.channels).max(1);
+    let mut bits = vec![0; step.min(shape.pixels()) * shape.channels];
+    for first in (0..shape.pixels()).step_by(step) {
+        let count = step.min(shape.pixels() - first);
+        let bits = &mut bits[..count * shape.channels];
+        work.read_bytes += stages(first, count, bits)?;
+        let rows = bits.chunks_exact(shape.channels).map(|row| &row[..shape.real_channels]);
+        let largest = rows.map(|row| row.iter().map(|bits| from_f16(*bits as u16)).fold(f32::NEG_INFINITY, f32::max));
+        packed.write(largest.flat_map(|value| to_f16(value).to_le_bytes()).collect())?;
+    }
+    work.write_bytes += packed.finish()? as u64;
     Ok(())
 }

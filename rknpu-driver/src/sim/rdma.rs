@@ -119,17 +119,22 @@ impl Feature {
         let surfaces = channels.div_ceil(lanes);
         scratch.resize(count * ATOM, 0);
         for surface in 0..surfaces {
-            let window = &self.windows[surface % self.windows.len()];
-            let base = (surface / self.windows.len()) as i64 * self.surface;
-            self.raster.runs(first, count, |offset, pixels| {
-                window.read(base + offset, &mut scratch[pixels.start * ATOM..pixels.end * ATOM])
-            })?;
+            self.read_atoms(surface, first, scratch)?;
             let channel = surface * lanes;
             T::decode(self.precision, scratch, lanes.min(channels - channel), |pixel, lane, value| {
                 out[pixel * stride + channel + lane] = value;
             });
         }
         Ok((surfaces * count * ATOM) as u64)
+    }
+
+    /// Reads whole atoms of one surface from pixel `first` on.
+    pub(crate) fn read_atoms(&self, surface: usize, first: usize, atoms: &mut [u8]) -> Result<(), SimError> {
+        let window = &self.windows[surface % self.windows.len()];
+        let base = (surface / self.windows.len()) as i64 * self.surface;
+        self.raster.runs(first, atoms.len() / ATOM, |offset, pixels| {
+            window.read(base + offset, &mut atoms[pixels.start * ATOM..pixels.end * ATOM])
+        })
     }
 }
 

@@ -51,17 +51,11 @@ impl Shape {
         self.width * self.height
     }
 
-    /// Decodes shape and formats; re-layout modes that nobody has decoded end here.
+    /// Decodes shape and formats.
     pub(super) fn decode(blocks: &Blocks) -> Result<Self, SimError> {
         use dpu::{data_cube_channel as channel, data_cube_height, data_format, feature_mode_cfg as mode};
         let config = Setting::read(blocks, dpu::FEATURE_MODE_CFG)?;
-        config.require_zero(mode::TP_EN, "TP_EN: transposing write")?;
-        config.require_zero(mode::RGP_TYPE, "RGP_TYPE: regrouping write")?;
-        config.require_zero(mode::NONALIGN, "NONALIGN: unaligned write")?;
         config.require_zero(mode::COMB_USE, "COMB_USE of the DPU")?;
-        let layout = Setting::read(blocks, dpu::BS_OW_CFG)?;
-        layout.require_zero(dpu::bs_ow_cfg::TP_ORG_EN, "TP_ORG_EN: transposing write")?;
-        layout.require_zero(dpu::bs_ow_cfg::RGP_CNTER, "RGP_CNTER: regrouping write")?;
         if config.bits(mode::OUTPUT_MODE) != 2 {
             return Err(config.undecoded("OUTPUT_MODE other than 2 (to memory)"));
         }
@@ -84,7 +78,6 @@ impl Shape {
             _ => precision(data_format::IN_PRECISION)?,
         };
         let height = Setting::read(blocks, dpu::DATA_CUBE_HEIGHT)?;
-        height.require_zero(data_cube_height::MINMAX_CTL, "MINMAX_CTL without NONALIGN")?;
         let channels = Setting::read(blocks, dpu::DATA_CUBE_CHANNEL)?;
         let shape = Self {
             width: Setting::read(blocks, dpu::DATA_CUBE_WIDTH)?.size(dpu::data_cube_width::WIDTH),

@@ -5,6 +5,7 @@
 //! steps otherwise). Lines end in NOTCH_ADDR pixels that are left alone.
 
 use super::config::Shape;
+use super::layout::Layout;
 use super::setting::Setting;
 use crate::regcmd::registers::dpu;
 use crate::sim::SimError;
@@ -18,6 +19,7 @@ use crate::sim::registers::Blocks;
 pub(super) struct Output {
     window: Window,
     raster: Raster,
+    height: usize,
     surface: i64,
     group: usize,
     group_step: i64,
@@ -29,16 +31,21 @@ pub(super) struct Output {
 
 impl Output {
     /// Decodes the write side.
-    pub(super) fn decode(blocks: &Blocks, memory: &Memory, shape: &Shape) -> Result<Self, SimError> {
-        use dpu::{bs_ow_cfg as layout, data_cube_notch_addr as notch, wdma_size_0, wdma_size_1};
+    pub(super) fn decode(
+        blocks: &Blocks,
+        memory: &Memory,
+        shape: &Shape,
+        layout: Layout,
+    ) -> Result<Self, SimError> {
+        use dpu::{bs_ow_cfg as groups, data_cube_notch_addr as notch, wdma_size_0, wdma_size_1};
         let config = Setting::read(blocks, dpu::BS_OW_CFG)?;
-        let sizes = [layout::SIZE_E_0, layout::SIZE_E_1, layout::SIZE_E_2].map(|field| config.size(field));
+        let sizes = [groups::SIZE_E_0, groups::SIZE_E_1, groups::SIZE_E_2].map(|field| config.size(field));
         if sizes != [sizes[0]; 3] {
             return Err(config.undecoded("SIZE_E fields that differ"));
         }
         let lines = Setting::read(blocks, dpu::WDMA_SIZE_1)?;
         let (width, height) = (lines.size(wdma_size_1::WIDTH_WDMA), lines.size(wdma_size_1::HEIGHT_WDMA));
-        if width * height != shape.pixels() {
+        if layout == Layout::Plain && width * height != shape.pixels() {
             return Err(lines.illegal(format!("{width} x {height} pixels are written of {}", shape.pixels())));
         }
         let notches = Setting::read(blocks, dpu::DATA_CUBE_NOTCH_ADDR)?;
@@ -52,6 +59,7 @@ impl Output {
         Ok(Self {
             window: blocks.window(dpu::DST_BASE_ADDR, memory)?,
             raster: Raster { width, line: line as i64 },
+            height,
             surface: bytes(dpu::DST_SURF_STRIDE)?,
             group: sizes[0],
             group_step: bytes(dpu::SURFACE_ADD)?,
@@ -109,9 +117,19 @@ impl Output {
         self.surface == ATOM as i64 && self.group_step == (self.group * ATOM) as i64
     }
 
-    /// Writes the atoms of all surfaces of a one-pixel cube whose surfaces are contiguous.
-    pub(super) fn write_contiguous(&self, atoms: &[u8]) -> Result<(), SimError> {
-        self.window.write(0, atoms)
+    /// Writes bytes `offset` bytes behind DST_BASE_ADDR.
+    pub(super) fn write_bytes(&self, offset: usize, bytes: &[u8]) -> Result<(), SimError> {
+        self.window.write(offset as i64, bytes)
+    }
+
+    /// Pixels of a line and lines that WDMA writes.
+    pub(super) fn lines(&self) -> (usize, usize) {
+        (self.raster.width, self.height)
+    }
+
+    /// Surfaces of a group: SIZE_E + 1.
+    pub(super) fn group(&self) -> usize {
+        self.group
     }
 }
 

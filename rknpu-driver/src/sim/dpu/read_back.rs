@@ -30,7 +30,7 @@ pub(super) fn run(
         for (element, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&cube.data[..real_channels]) {
             *element = value.to_le_bytes();
         }
-        return output.write_contiguous(&bytes);
+        return output.write_bytes(0, &bytes);
     }
     let mut atoms = vec![0; pixels.min(PIXELS) * ATOM];
     for first in (0..pixels).step_by(PIXELS) {
