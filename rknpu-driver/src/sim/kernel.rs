@@ -18,6 +18,8 @@ mod presence;
 mod queue;
 mod rocket;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod vendor;
 mod vendor_job;
 

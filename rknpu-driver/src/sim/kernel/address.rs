@@ -49,6 +49,7 @@ impl AddressSpace {
     }
 
     /// How many bytes are taken.
+    #[cfg(test)]
     pub(crate) fn taken_bytes(&self) -> u64 {
         self.taken.values().sum()
     }

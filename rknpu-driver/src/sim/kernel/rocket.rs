@@ -124,6 +124,11 @@ impl RocketFile {
         Ok(self.handles.insert(object))
     }
 
+    #[cfg(test)]
+    pub(super) fn object(&self, handle: u32) -> Option<Arc<Object>> {
+        self.handles.get(handle)
+    }
+
     fn check(&self) -> Result<(), Errno> {
         self.node.presence.check(self.generation)
     }
