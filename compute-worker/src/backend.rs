@@ -4,14 +4,15 @@
 //! choosing one is a question of speed only. Everything else of the forward pass is f32 on the host.
 //!
 //! - [`CpuBackend`]: the kernels of this machine's processor.
-//! - [`npu`]: the RK3588's NPU through either kernel interface, or its simulator; on any fault the same
+//! - [`npu::NpuBackend`]: the RK3588's NPU through either kernel interface, or its simulator; on any fault the same
 //!   call is computed by the kernels.
+//! - [`Backends`] finds out which of them works, and makes one for each engine.
 
 mod choice;
 mod cpu;
 pub mod npu;
 
-pub use choice::{BackendChoice, BackendSettings};
+pub use choice::{BackendChoice, BackendSettings, Backends};
 pub use cpu::CpuBackend;
 
 use rookery_kernels::{Activations, LinearJob, Pool};

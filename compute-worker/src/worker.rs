@@ -26,8 +26,9 @@ use tracing::{error, info};
 
 use crate::{
     agent::{self, Gateway},
+    backend::{BackendError, BackendSettings, Backends},
     config::{ValidLink, ValidWorkerConfig},
-    engine::{Engine, EngineError, EngineHandle, Load},
+    engine::{Engine, EngineConfig, EngineError, EngineHandle, Load},
     service::{Inference, Metrics, Models},
 };
 
@@ -61,6 +62,9 @@ pub enum WorkerError {
         #[source]
         source: EngineError,
     },
+    /// The backend that is asked for cannot be had.
+    #[error("the configured backend cannot be used")]
+    Backend(#[source] BackendError),
     /// Starting panicked; the panic hook has printed why.
     #[error("the start of the engines failed")]
     Panicked,
@@ -117,9 +121,9 @@ impl Worker {
         config: ValidWorkerConfig,
         bundles: Vec<Arc<Bundle>>,
     ) -> Result<RunningWorker, WorkerError> {
-        let engine_config = config.engine.clone();
-        // Reserving the cache and resolving weights touches a lot of memory.
-        let start = move || start_engines(bundles, engine_config);
+        let (engine_config, backend) = (config.engine.clone(), config.backend.clone());
+        // Reserving the cache, resolving weights and copying them to an accelerator touches a lot of memory.
+        let start = move || start_engines(bundles, &engine_config, &backend);
         let engines = Tasks::new().run_blocking("start engines", start).await;
         Self::start_with_engines(config, engines.ok_or(WorkerError::Panicked)??).await
     }
@@ -158,11 +162,23 @@ impl Worker {
 
 fn start_engines(
     bundles: Vec<Arc<Bundle>>,
-    config: crate::engine::EngineConfig,
+    config: &EngineConfig,
+    settings: &BackendSettings,
 ) -> Result<Vec<EngineHandle>, WorkerError> {
+    let backends = Backends::open(settings).map_err(WorkerError::Backend)?;
     let start = |bundle: Arc<Bundle>| {
         let model = bundle.info().config.name.clone();
-        Engine::start(bundle, config.clone()).map_err(|source| WorkerError::Engine { model, source })
+        let started = config.kernels().and_then(|kernels| {
+            let backend = backends.backend(kernels);
+            info!(
+                model,
+                backend = backend.name(),
+                reason = backends.reason(),
+                "linear layers have a backend"
+            );
+            Engine::start_with_backend(bundle, config.clone(), backend)
+        });
+        started.map_err(|source| WorkerError::Engine { model, source })
     };
     bundles.into_iter().map(start).collect()
 }

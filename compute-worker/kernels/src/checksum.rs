@@ -106,17 +106,17 @@ impl Kernels {
         v
     }
 
-    /// Writes `w4` weights as the int8 values that they stand for, in `w8` tiles: `out` is
-    /// `[ceil(N/32)][ceil(K/32)][32][32]`, rows padded to a multiple of 64 included.
+    /// Writes `w4` weights as the int8 values that they stand for, in `w8` tiles: `out` is the bytes of
+    /// `[2·ceil(N/64)][ceil(K/32)][32][32]`, rows padded to a multiple of 64.
     ///
     /// # Panics
     /// When the weights are not `w4` or `out` is not 2 · the length of their tiles.
-    pub fn expand_w4(&self, pool: &Pool, weights: &Weights<'_>, out: &mut [i8]) {
+    pub fn expand_w4(&self, pool: &Pool, weights: &Weights<'_>, out: &mut [u8]) {
         weights.check();
         let Weights::W4(w) = weights else { panic!("expand_w4: weights are w8") };
         assert_eq!(out.len(), 2 * w.tiles.len(), "expand_w4: output length");
         let k_tiles = w.cols.div_ceil(TILE_COLS);
-        let base = SharedMut(out.as_mut_ptr());
+        let base = SharedMut(out.as_mut_ptr().cast::<i8>());
         pool.run(w.rows.div_ceil(W4_TILE_ROWS), &|group| {
             for k_tile in 0..k_tiles {
                 let (tile, multipliers) = w4_tile(weights, group, k_tile);

@@ -36,6 +36,13 @@ pub(crate) const fn w4_index(row: usize, col: usize, cols: usize) -> usize {
     tile * TILE_BYTES + row % W4_TILE_ROWS * (TILE_COLS / 2) + col % TILE_COLS / 2
 }
 
+/// Bytes as the signed values that `w8` tiles are.
+pub fn signed(bytes: &[u8]) -> &[i8] {
+    // SAFETY: u8 and i8 have the same size and alignment, and every bit pattern is valid for both. The result borrows
+    // `bytes`.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+}
+
 /// The signed value of the nibble of `byte` that column `col` uses.
 #[inline(always)]
 pub(crate) const fn nibble(byte: u8, col: usize) -> i8 {

@@ -1,8 +1,10 @@
 //! Which backend engines compute on, and why that one.
 
+use rookery_kernels::Kernels;
 use serde::{Deserialize, Serialize};
 
-use super::npu::NpuSettings;
+use super::npu::{NpuBackend, NpuError, NpuSettings};
+use super::{Backend, BackendError, CpuBackend};
 
 /// Where linear layers are to be computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,4 +28,62 @@ pub struct BackendSettings {
     pub choice: BackendChoice,
     /// Settings of the NPU.
     pub npu: NpuSettings,
+}
+
+/// Makes a backend for each engine of a process; they share the device.
+#[derive(Clone)]
+pub struct Backends {
+    device: Option<rknpu_driver::device::Device>,
+    settings: NpuSettings,
+    reason: String,
+}
+
+impl Backends {
+    /// Opens what the settings ask for. `auto` never fails: a NPU that is not there, or fails the check of a few small
+    /// products, leaves the CPU.
+    ///
+    /// # Errors
+    /// When the NPU is asked for and does not work; the message says what is wrong.
+    pub fn open(settings: &BackendSettings) -> Result<Self, BackendError> {
+        let made = |device, reason| Self { device, settings: settings.npu.clone(), reason };
+        let failed = |backend: &str, error: NpuError| BackendError {
+            backend: backend.to_owned(),
+            message: chain(&error),
+        };
+        match settings.choice {
+            BackendChoice::Cpu => Ok(made(None, "as configured".to_owned())),
+            BackendChoice::NpuSim => {
+                let device =
+                    super::npu::simulated(&settings.npu).map_err(|error| failed("npu-sim", error))?;
+                Ok(made(Some(device), "as configured; figures are simulated".to_owned()))
+            }
+            BackendChoice::Npu => {
+                let device = super::npu::open(&settings.npu).map_err(|error| failed("npu", error))?;
+                Ok(made(Some(device), "as configured, and its self-check passed".to_owned()))
+            }
+            BackendChoice::Auto => Ok(match super::npu::open(&settings.npu) {
+                Ok(device) => made(Some(device), "an NPU is there and its self-check passed".to_owned()),
+                Err(error) => made(None, format!("no working NPU: {}", chain(&error))),
+            }),
+        }
+    }
+
+    /// A backend for one engine, whose CPU part computes with `kernels`.
+    pub fn backend(&self, kernels: &'static Kernels) -> Box<dyn Backend> {
+        match &self.device {
+            None => Box::new(CpuBackend::new(kernels)),
+            Some(device) => Box::new(NpuBackend::new(device.clone(), kernels, &self.settings)),
+        }
+    }
+
+    /// Why it is this backend.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -4,6 +4,7 @@
 mod faults;
 mod identity;
 mod lifecycle;
+mod npu;
 mod outcomes;
 mod support;
 mod threaded;

@@ -94,7 +94,7 @@ proptest! {
         let mut expanded = vec![1; 2 * tiles::w4_len(rows, cols)];
         kernels.expand_w4(&pool, &matrix.view(), &mut expanded);
         let mut values = vec![0; rows * cols];
-        tiles::unpack_w8(rows, cols, &expanded[..tiles::w8_len(rows, cols)], &mut values);
+        tiles::unpack_w8(rows, cols, &tiles::signed(&expanded)[..tiles::w8_len(rows, cols)], &mut values);
         prop_assert_eq!(values, matrix.values);
     }
 }

@@ -1,0 +1,77 @@
+//! The engine on the NPU's simulator: the same bits as on the processor, whatever the device does.
+
+use rknpu_driver::device::{Device, Interface};
+use rknpu_driver::sim::kernel::{SimConfig, Simulation};
+use rookery_compute_worker::backend::npu::{NpuBackend, NpuSettings};
+use rookery_compute_worker::config::NpuPolicy;
+use rookery_compute_worker::engine::{EngineConfig, EngineCore, Request, Sampling};
+use rookery_kernels::Kernels;
+use rookery_model::pack::Recipe;
+
+use crate::support::{Driver, MODELS, Trace, bundle, config, prompt, request};
+
+/// A few requests of different lengths, together: prefill and decode in batches.
+fn requests() -> Vec<Request> {
+    let lengths = [1, 17, 40, 5];
+    let build = |(index, length): (usize, usize)| {
+        let mut request = request(&format!("r{index}"), prompt(length, index as u32), 6 + index as u32);
+        if index % 2 == 1 {
+            request.sampling = Sampling { temperature: 0.9, seed: index as u64, ..request.sampling };
+        }
+        request
+    };
+    lengths.into_iter().enumerate().map(|(index, length)| build((index, length))).collect()
+}
+
+fn run(core: EngineCore) -> (Driver, Trace) {
+    let mut driver = Driver::of(core);
+    requests().into_iter().for_each(|request| driver.submit(request));
+    driver.finish();
+    let trace = driver.take_trace();
+    (driver, trace)
+}
+
+fn engine_config() -> EngineConfig {
+    EngineConfig { threads: 2, max_step_tokens: 48, ..config() }
+}
+
+fn on_npu(model: &str, recipe: Recipe, device: Device, settings: &NpuSettings) -> EngineCore {
+    let backend = NpuBackend::new(device, Kernels::detect(), settings);
+    EngineCore::with_backend(&bundle(model, recipe), engine_config(), Box::new(backend)).unwrap()
+}
+
+fn on_cpu(model: &str, recipe: Recipe) -> Trace {
+    run(EngineCore::new(&bundle(model, recipe), engine_config()).unwrap()).1
+}
+
+#[test]
+fn tokens_and_logits_are_those_of_the_processor() {
+    for interface in [Interface::Vendor, Interface::Rocket] {
+        for model in MODELS {
+            for recipe in [Recipe::W8, Recipe::W4] {
+                let simulation = Simulation::new(SimConfig::new(interface));
+                let device = simulation.device().unwrap();
+                let (driver, trace) = run(on_npu(model, recipe, device.clone(), &NpuSettings::default()));
+                assert_eq!(simulation.last_stop(), None, "{interface:?} {model} {recipe}");
+                assert!(trace == on_cpu(model, recipe), "{interface:?} {model} {recipe}: logits differ");
+                assert_eq!(driver.core.load().degraded, None);
+                let health = device.health();
+                assert!(health.jobs_done > 50 && health.jobs_failed == 0, "{health:?}");
+                drop(driver);
+                assert_eq!(device.health().buffers, 0, "all buffers are given back");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_policy_gives_the_same_bits() {
+    let expected = on_cpu("qwen2", Recipe::W8);
+    for policy in [NpuPolicy::Npu, NpuPolicy::Cpu, NpuPolicy::Both] {
+        let device = Simulation::new(SimConfig::new(Interface::Vendor)).device().unwrap();
+        let settings = NpuSettings { policy, ..NpuSettings::default() };
+        let (_, trace) = run(on_npu("qwen2", Recipe::W8, device.clone(), &settings));
+        assert!(trace == expected, "{policy:?}: logits differ");
+        assert_eq!(device.health().jobs_done > 0, policy != NpuPolicy::Cpu, "{policy:?}");
+    }
+}
