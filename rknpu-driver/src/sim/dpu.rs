@@ -85,9 +85,14 @@ impl<'a> Task<'a> {
             shape.processing = Processing::Integer;
         }
         let integer = shape.processing == Processing::Integer;
+        let operands = match shape.processing {
+            Processing::Integer => Precision::Int16,
+            Processing::Float16 => Precision::Float16,
+            Processing::BFloat16 => Precision::BFloat16,
+        };
         let reads = blocks
             .enabled(Block::DpuRdma)
-            .then(|| FeatureReads::decode(blocks, memory, shape.flying, !integer))
+            .then(|| FeatureReads::decode(blocks, memory, shape.flying, operands))
             .transpose()?;
         let channels = Channels::read(blocks, memory, &shape)?;
         let bs = Stage::decode(blocks, &config::BS, &channels.bs, shape.channels, integer)?;

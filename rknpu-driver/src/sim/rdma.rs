@@ -196,12 +196,13 @@ pub(crate) struct FeatureReads {
 }
 
 impl FeatureReads {
-    /// Decodes MRDMA and ERDMA. `flying` is DPU's flying mode, `float` whether DPU works in floating point.
+    /// Decodes MRDMA and ERDMA. `flying` is DPU's flying mode, `operands` the format that DPU takes 16-bit operands in:
+    /// the main input's format is DPU_RDMA's to say, the operand's is DPU's (vendor streams mix fp16 and bf16 so).
     pub(crate) fn decode(
         blocks: &Blocks,
         memory: &Memory,
         flying: bool,
-        float: bool,
+        operands: Precision,
     ) -> Result<Self, SimError> {
         use dpu_rdma::{rdma_erdma_cfg as erdma, rdma_feature_mode_cfg as mode, rdma_src_dma_cfg as source};
         let size = CubeSize::decode(blocks)?;
@@ -234,7 +235,7 @@ impl FeatureReads {
         let main: Option<Feature> = main.transpose()?;
         let mut reads = Self { size, main: None, operand: None, channel_operand: None };
         if element_on {
-            reads.element(blocks, memory, element, input, float)?;
+            reads.element(blocks, memory, element, operands)?;
         }
         match (combination, main) {
             (Combination::None, main) => reads.main = main,
@@ -263,17 +264,14 @@ impl FeatureReads {
         blocks: &Blocks,
         memory: &Memory,
         config: Setting,
-        input: Precision,
-        float: bool,
+        operands: Precision,
     ) -> Result<(), SimError> {
         use dpu_rdma::rdma_erdma_cfg as erdma;
         config.require_zero(erdma::ERDMA_SURF_MODE, "ERDMA_SURF_MODE")?;
         config.require_zero(erdma::ERDMA_NONALIGN, "ERDMA_NONALIGN")?;
-        let precision = match (config.bits(erdma::ERDMA_DATA_SIZE), float) {
+        let precision = match (config.bits(erdma::ERDMA_DATA_SIZE), operands.is_float()) {
             (1, _) => Precision::Int8,
-            (2, false) => Precision::Int16,
-            (2, true) if input == Precision::BFloat16 => Precision::BFloat16,
-            (2, true) => Precision::Float16,
+            (2, _) => operands,
             (3, false) => Precision::Int32,
             (3, true) => Precision::Float32,
             _ => return Err(config.undecoded("ERDMA_DATA_SIZE 0")),

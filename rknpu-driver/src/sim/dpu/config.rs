@@ -55,7 +55,6 @@ impl Shape {
     pub(super) fn decode(blocks: &Blocks) -> Result<Self, SimError> {
         use dpu::{data_cube_channel as channel, data_cube_height, data_format, feature_mode_cfg as mode};
         let config = Setting::read(blocks, dpu::FEATURE_MODE_CFG)?;
-        config.require_zero(mode::COMB_USE, "COMB_USE of the DPU")?;
         if config.bits(mode::OUTPUT_MODE) != 2 {
             return Err(config.undecoded("OUTPUT_MODE other than 2 (to memory)"));
         }
