@@ -73,10 +73,10 @@ fn multiply(
             Format::Int16 => run::<Int16>(setting, features, weights, |sums| {
                 Accumulators::Wide(cube(setting, sums.into_iter().map(clip).collect()))
             }),
-            _ if long || setting.clip.0 > 0 => run::<Int8<i64>>(setting, features, weights, |sums| {
+            Format::Int8 if long || setting.clip.0 > 0 => run::<Int8<i64>>(setting, features, weights, |sums| {
                 int(sums.into_iter().map(narrow).collect())
             }),
-            _ => run::<Int8<i32>>(setting, features, weights, int),
+            Format::Int8 | Format::Fp16 | Format::Bf16 | Format::Tf32 => run::<Int8<i32>>(setting, features, weights, int),
         },
         Loaded::Float(features) => match (setting.format, order) {
             (Format::Bf16, Accumulation::Double) => run::<Double<Bf16>>(setting, features, weights, rounded),

@@ -30,16 +30,6 @@ pub(crate) enum Accumulators {
     Float(Cube<f32>),
 }
 
-impl Accumulators {
-    fn channels(&self) -> usize {
-        match self {
-            Self::Int(cube) => cube.channels,
-            Self::Wide(cube) => cube.channels,
-            Self::Float(cube) => cube.channels,
-        }
-    }
-}
-
 /// What CORE gives to the DPU.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Products {
@@ -48,18 +38,4 @@ pub(crate) struct Products {
     /// Σ of all inputs under the kernel, padding included: what CPEND and OW_OP multiply. One per output pixel (`[h][w]`),
     /// in depthwise convolutions one per output element. Empty unless QD_EN (integer formats).
     pub(crate) input_sums: Vec<i64>,
-}
-
-impl Products {
-    /// Σ of the inputs of an output element: pixel `h * width + w`, channel. 0 without QD_EN.
-    pub(crate) fn input_sum(&self, pixel: usize, channel: usize) -> i64 {
-        let channels = self.accumulators.channels();
-        let per_pixel = match &self.accumulators {
-            Accumulators::Int(cube) => self.input_sums.len() == cube.width * cube.height,
-            Accumulators::Wide(cube) => self.input_sums.len() == cube.width * cube.height,
-            Accumulators::Float(cube) => self.input_sums.len() == cube.width * cube.height,
-        };
-        let index = if per_pixel { pixel } else { pixel * channels + channel };
-        self.input_sums.get(index).copied().unwrap_or(0)
-    }
 }

@@ -165,10 +165,11 @@ impl fmt::Display for Place {
 impl SimError {
     /// The innermost error, without the places the machine added.
     pub fn root(&self) -> &SimError {
-        match self {
-            SimError::Task { source, .. } => source.root(),
-            other => other,
+        let mut error = self;
+        while let SimError::Task { source, .. } = error {
+            error = source;
         }
+        error
     }
 
     /// [`SimError::Illegal`] for a register.

@@ -12,7 +12,8 @@ use std::sync::{Arc, RwLock};
 
 use thiserror::Error;
 
-pub use backing::{Backing, BackingError, PAGE};
+use backing::PAGE;
+pub use backing::{Backing, BackingError};
 
 use super::error::{MemoryFault, RegisterId, SimError};
 use super::options::Unwritten;

@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::written::Written;
 
 /// Bytes of a page; lengths and addresses of buffers are multiples of it.
-pub const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// Why no pages could be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -61,7 +61,7 @@ impl Backing {
         Ok(Self { fd, base, len: len.get(), written: Written::new(len.get()) })
     }
 
-    /// Length in bytes, a multiple of [`PAGE`].
+    /// Length in bytes, a multiple of 4096.
     #[expect(clippy::len_without_is_empty, reason = "a buffer has at least one page")]
     pub fn len(&self) -> usize {
         self.len

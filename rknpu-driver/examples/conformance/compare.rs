@@ -1,0 +1,144 @@
+//! What counts as a match.
+//!
+//! | expectation | integers | floats |
+//! |---|---|---|
+//! | `int_even`: the emitted registers evaluated, ties to even | bit for bit | |
+//! | `refsim`: an independent interpreter of the stream | bit for bit; with tables ±1 on 5 % | 2 ulp, or the sum's tolerance |
+//! | `simq`, `simf16`: the vendor's simulator | ±1 on 0.1 % | 2 ulp, or the sum's tolerance |
+//!
+//! The sum's tolerance is 2⁻¹³ of the tensor's largest value behind one convolution, whose order of additions is not known,
+//! and 2⁻¹⁰ where operators follow each other with rounded results between them.
+//!
+//! The vendor's simulator computes what the graph means, in float, and not what the stream does. Where a stream
+//! approximates (tables, softmax and norms by bit tricks, partial sums rounded to int8 or fp16), it is asked only if there is no
+//! `refsim`, with the tolerance that the approximation needs.
+
+use super::vector::{Approximation, Tensor, Values, Vector};
+
+/// Units in the last place of fp16 that any result may differ by.
+const ULPS: f32 = 2.0;
+
+/// Parts of the largest value that sums may differ by.
+const ONE_SUM: f32 = 1.0 / 8192.0;
+const SUMS_IN_A_ROW: f32 = 1.0 / 1024.0;
+
+/// Absolute error of tables in fp16, for values up to 1.
+const TABLE: f32 = 1e-2;
+
+/// Relative error of exponentials by bit trick (observed: at most 3.9 %).
+const EXPONENTIAL: f32 = 0.05;
+
+/// Differences that are always granted: 0.1 % of a small tensor is less than one element.
+const GRANTED: usize = 2;
+
+/// How far an output may be from an expectation.
+#[derive(Clone, Copy)]
+struct Rule {
+    /// Arrays that hold the expectation.
+    arrays: &'static [&'static str],
+    /// Largest difference of integers, and per mille of them that may differ.
+    step: i64,
+    per_mille: usize,
+    /// Largest difference of floats, as part of the largest value and of the value itself.
+    absolute: f32,
+    relative: f32,
+}
+
+const VENDOR: &[&str] = &["simq", "simf16", "simf32"];
+
+/// Compares the outputs of a test with what is expected; says what was compared.
+pub(crate) fn check(vector: &Vector, test: usize, outputs: &[(Tensor, Values)]) -> Result<String, String> {
+    let mut notes = Vec::new();
+    for (tensor, values) in outputs {
+        let name = format!("t{test}.out.{}", tensor.name);
+        let before = notes.len();
+        for rule in rules(vector, &name) {
+            for kind in rule.arrays {
+                let Some(expected) = vector.values(&format!("{name}.{kind}")) else { continue };
+                let differing =
+                    compare(&tensor.name, values, &expected, rule).map_err(|why| format!("{kind}: {why}"))?;
+                notes.push(match differing {
+                    0 => (*kind).to_owned(),
+                    count => format!("{kind} ({count} of {} within tolerance)", values.len()),
+                });
+            }
+        }
+        if notes.len() == before {
+            return Err(format!("nothing to compare {} with", tensor.name));
+        }
+    }
+    Ok(notes.join(", "))
+}
+
+/// The expectations of an output, the strictest first.
+fn rules(vector: &Vector, output: &str) -> Vec<Rule> {
+    let has = |kind: &str| vector.has(&format!("{output}.{kind}"));
+    let approximation = vector.approximation();
+    let sum = match approximation {
+        Approximation::None => ONE_SUM,
+        Approximation::Rounding | Approximation::Table | Approximation::Exponential => SUMS_IN_A_ROW,
+    };
+    let exact = Rule { arrays: &["int_even"], step: 0, per_mille: 0, absolute: 0.0, relative: 0.0 };
+    let mut interpreter = Rule { arrays: &["refsim"], absolute: sum, ..exact };
+    if approximation == Approximation::Table {
+        (interpreter.step, interpreter.per_mille) = (1, 50);
+    }
+    let vendor = Rule { arrays: VENDOR, step: 1, per_mille: 1, absolute: sum, relative: 0.0 };
+    let vendor = match approximation {
+        Approximation::None => vendor,
+        _ if has("refsim") => return vec![interpreter],
+        Approximation::Rounding => Rule { step: 40, per_mille: 500, ..vendor },
+        Approximation::Table => Rule { per_mille: 1000, absolute: TABLE, ..vendor },
+        Approximation::Exponential => Rule { step: 8, per_mille: 1000, relative: EXPONENTIAL, ..vendor },
+    };
+    vec![exact, interpreter, vendor]
+}
+
+/// Number of elements that differ, all within the rule; else the first that is outside, or that there are too many.
+fn compare(tensor: &str, values: &Values, expected: &Values, rule: Rule) -> Result<usize, String> {
+    if values.len() != expected.len() {
+        return Err(format!("{tensor} has {} elements, {} are expected", values.len(), expected.len()));
+    }
+    match (values, expected) {
+        (Values::Integers(values), Values::Integers(expected)) => integers(tensor, values, expected, rule),
+        (Values::Floats(values), Values::Floats(expected)) => floats(tensor, values, expected, rule),
+        _ => Err(format!("{tensor} is of another kind than what is expected")),
+    }
+}
+
+fn integers(tensor: &str, values: &[i64], expected: &[i64], rule: Rule) -> Result<usize, String> {
+    let pairs = || values.iter().zip(expected).enumerate();
+    if let Some((index, (value, want))) = pairs().find(|(_, (a, b))| (**a - **b).abs() > rule.step) {
+        return Err(format!("{tensor}[{index}] is {value}, expected {want}"));
+    }
+    let differing = pairs().filter(|(_, (a, b))| a != b).count();
+    let allowed = if rule.step == 0 { 0 } else { values.len() * rule.per_mille / 1000 + GRANTED };
+    match pairs().find(|(_, (a, b))| a != b) {
+        Some((index, (value, want))) if differing > allowed => Err(format!(
+            "{differing} of {} elements differ, {allowed} may; the first: {tensor}[{index}] is {value}, expected {want}",
+            values.len()
+        )),
+        _ => Ok(differing),
+    }
+}
+
+fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule) -> Result<usize, String> {
+    let largest = expected.iter().filter(|value| value.is_finite()).fold(0.0f32, |a, b| a.max(b.abs()));
+    let within = |a: f32, b: f32| {
+        let tolerance = (ULPS * ulp(b)).max(largest * rule.absolute).max(b.abs() * rule.relative);
+        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance
+    };
+    let mut pairs = values.iter().zip(expected).enumerate();
+    match pairs.find(|(_, (a, b))| !within(**a, **b)) {
+        Some((index, (value, want))) => Err(format!("{tensor}[{index}] is {value}, expected {want}")),
+        None => Ok(values.iter().zip(expected).filter(|(a, b)| a != b).count()),
+    }
+}
+
+/// The distance of neighbouring fp16 values at `value`.
+fn ulp(value: f32) -> f32 {
+    const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
+    const FRACTION: f32 = 1024.0;
+    let magnitude = value.abs().max(SMALLEST_NORMAL);
+    2.0f32.powi(magnitude.log2().floor() as i32) / FRACTION
+}
