@@ -3,12 +3,14 @@
 //! Integers: `saturate(round(x · SCALE / 2^SHIFT) + OFFSET)`; with CVT_TYPE the offset is added first. CVT_ROUND 0 rounds ties
 //! to even (the manual's "carry if odd"; measurements on three chips of the family agree), 1 rounds them up. Floats:
 //! `(x + OFFSET) · 2^-MINUS_EXP`, an integer offset, then one rounding to the output format. SCALE plays no part there:
-//! every vendor stream has 1.
+//! every vendor stream has 1. FP32TOFP16_EN accompanies fp16 and bf16 outputs; vendor streams also set it for integer outputs
+//! of floating-point stages, where it is taken to do nothing (through fp16 the softmax's exponentials would lose three of
+//! their ten bits).
 
 use super::config::{Processing, Shape};
 use super::setting::Setting;
 use crate::regcmd::registers::dpu;
-use crate::sim::float::{Precision, from_f16, saturate, shift_right, to_bf16, to_f16, to_int};
+use crate::sim::float::{Precision, saturate, shift_right, to_bf16, to_f16, to_int};
 use crate::sim::options::{IntToFloat, OutRounding};
 use crate::sim::registers::Blocks;
 use crate::sim::{Options, Rounding, SimError};
@@ -22,8 +24,6 @@ pub(super) struct OutputConverter {
     pub(super) offset_first: bool,
     pub(super) half_up: bool,
     pub(super) minus_exp: u32,
-    /// FP32TOFP16_EN: a float passes through fp16 on its way to the output.
-    pub(super) half: bool,
     pub(super) output: Precision,
 }
 
@@ -40,14 +40,13 @@ impl OutputConverter {
             offset_first: shift.flag(out_cvt_shift::CVT_TYPE),
             half_up: shift.flag(out_cvt_shift::CVT_ROUND),
             minus_exp: shift.bits(out_cvt_shift::MINUS_EXP),
-            half: scale.flag(out_cvt_scale::FP32TOFP16_EN),
             output: shape.output,
         };
         let float = shape.processing != Processing::Integer;
         if float && (converter.scale != 1 || converter.shift != 0) {
             return Err(scale.undecoded("an integer scale or shift in floating point"));
         }
-        if float && converter.output == Precision::Float32 && converter.half {
+        if float && converter.output == Precision::Float32 && scale.flag(out_cvt_scale::FP32TOFP16_EN) {
             return Err(scale.illegal("FP32TOFP16_EN with an f32 output"));
         }
         Ok(converter)
@@ -103,15 +102,15 @@ impl OutputConverter {
         value * exponent(self.minus_exp)
     }
 
+    /// Bits of the output format; integers are rounded to the nearest, ties to even, and saturate.
     fn float_bits(&self, value: f32) -> u32 {
-        let through_half = || if self.half { from_f16(to_f16(value)) } else { value };
         match self.output {
             Precision::Float16 => u32::from(to_f16(value)),
             Precision::BFloat16 => u32::from(to_bf16(value)),
             Precision::Float32 => value.to_bits(),
-            Precision::Int8 => to_int(through_half(), 8) as u32,
-            Precision::Int16 => to_int(through_half(), 16) as u32,
-            Precision::Int32 => to_int(through_half(), 32) as u32,
+            Precision::Int8 => to_int(value, 8) as u32,
+            Precision::Int16 => to_int(value, 16) as u32,
+            Precision::Int32 => to_int(value, 32) as u32,
         }
     }
 }
