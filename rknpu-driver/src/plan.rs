@@ -13,6 +13,7 @@
 mod bind;
 mod cache;
 mod choose;
+mod cost;
 mod encode;
 pub mod geometry;
 mod options;
@@ -30,8 +31,9 @@ use std::ops::Range;
 
 pub use bind::{BindError, Binding, BoundMatmul, Operands};
 pub use cache::PlanCache;
-pub use choose::{Axis, Choice, Cost, Order};
-pub use options::{Limits, OutputStage, PlanError, PlanOptions};
+pub use choose::{Axis, Choice, Order, Tiling};
+pub use cost::Cost;
+pub use options::{Limits, OutputStage, PlanError, PlanOptions, WeightOrder};
 pub use partition::Stack;
 pub use requantise::{MULTIPLIER_SHIFT, Requantise, shift_ties_even};
 
@@ -76,14 +78,14 @@ impl MatmulPlan {
         choice: Choice,
         cost: Cost,
     ) -> Result<Self, PlanError> {
-        let (blocks, shares) = tasks::blocks(&shape, &choice, &options.output);
+        let (blocks, shares) = tasks::blocks(&shape, &choice, options);
         let input_bytes = blocks.last().map_or(0, |block| block.input_at + block.input.bytes());
         let output_bytes = blocks.last().map_or(0, |block| block.output_at + block.output.bytes());
         let most = input_bytes.max(output_bytes).max(shape.weight_bytes()) as u64;
         if most >= 1 << 32 {
             return Err(PlanError::TooManyBytes { shape, bytes: most });
         }
-        let chains = tasks::chains(&shape, &choice, &options.output, &blocks, &shares);
+        let chains = tasks::chains(&shape, &choice, options, &blocks, &shares);
         let mut templates = HashMap::new();
         for task in chains.iter().flatten() {
             if !templates.contains_key(&task.form) {
@@ -151,6 +153,26 @@ impl MatmulPlan {
         });
         let inner = self.shape.inner;
         slices.map(|(tile, tiles)| tile * TILE_COLUMNS..inner.min((tile + tiles) * TILE_COLUMNS)).collect()
+    }
+
+    /// The tiles of K in each region of the weights: all of them, or with [`WeightOrder::Sliced`] one range a region, in the order in which the
+    /// regions lie.
+    pub fn weight_regions(&self) -> Vec<Range<usize>> {
+        match self.options.weights {
+            WeightOrder::Stored => vec![0..self.shape.inner_tiles()],
+            WeightOrder::Sliced => self.choice.stacks.iter().map(Stack::range).collect(),
+        }
+    }
+
+    /// Whether rows packed for this plan are packed for the other as well: products of the same rows can then share an input buffer.
+    pub fn shares_input_with(&self, other: &MatmulPlan) -> bool {
+        let (a, b) = (&self.blocks, &other.blocks);
+        let (precision, inner) = (self.shape.precision, self.shape.inner);
+        let same =
+            |(a, b): (&Block, &Block)| (&a.rows, a.stack, a.input_at) == (&b.rows, b.stack, b.input_at);
+        (precision, inner) == (other.shape.precision, other.shape.inner)
+            && a.len() == b.len()
+            && a.iter().zip(b).all(same)
     }
 
     /// What each core's tasks ask of the hardware, `[core][task]`: for predictions without running.

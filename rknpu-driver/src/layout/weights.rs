@@ -5,6 +5,8 @@
 //! writes (int8, fp16 agreed by many; int4 by one source). Its own tails are shorter than a tile; ours never are, because a task
 //! is told the padded sizes.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::shape::{Precision, TILE_BYTES, TILE_COLUMNS};
@@ -132,6 +134,25 @@ fn unpack<T>(
         for (part, piece) in values.chunks_mut(TILE_COLUMNS).enumerate() {
             let at = line_offset(row, part * TILE_COLUMNS, columns, precision);
             take(&tiles[at..at + line], piece);
+        }
+    }
+}
+
+/// Copies stored tiles of any precision region by region of K, `[region][N / group][its tiles]`: what a plan with
+/// [`WeightOrder::Sliced`](crate::plan::WeightOrder::Sliced) reads.
+///
+/// # Panics
+/// When the regions do not make up `columns` tiles of K, or lengths differ.
+pub fn retile(stored: &[u8], columns: usize, regions: &[Range<usize>], out: &mut [u8]) {
+    assert_eq!(regions.iter().map(Range::len).sum::<usize>(), columns, "tiles of K in {regions:?}");
+    assert_eq!(stored.len(), out.len(), "tiles copied");
+    let mut out = out;
+    for region in regions {
+        for row in stored.chunks_exact(columns * TILE_BYTES) {
+            let piece = &row[region.start * TILE_BYTES..region.end * TILE_BYTES];
+            let (to, rest) = out.split_at_mut(piece.len());
+            to.copy_from_slice(piece);
+            out = rest;
         }
     }
 }

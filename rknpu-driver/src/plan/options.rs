@@ -19,8 +19,21 @@ pub struct PlanOptions {
     /// Cut K into slices of exactly this many columns (the last may be shorter) and keep their sums apart: a multiple of 32.
     /// `w4` needs 128. None lets the planner choose.
     pub slice: Option<usize>,
+    /// How the weights lie.
+    pub weights: WeightOrder,
     /// What the device writes.
     pub output: OutputStage,
+}
+
+/// How weights lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WeightOrder {
+    /// As stored: `[N/group][K/32]` tiles. A part of K is contiguous within one kernel group only.
+    #[default]
+    Stored,
+    /// Region by region of K ([`MatmulPlan::weight_regions`](super::MatmulPlan::weight_regions)), each `[N/group][its K/32]`: what a host that writes weights anyway (expansion of
+    /// int4, staging) can choose, so that K can be cut freely.
+    Sliced,
 }
 
 impl Default for PlanOptions {
@@ -30,6 +43,7 @@ impl Default for PlanOptions {
             limits: Limits::default(),
             board: Board::rk3588_vendor(),
             slice: None,
+            weights: WeightOrder::Stored,
             output: OutputStage::Accumulators,
         }
     }

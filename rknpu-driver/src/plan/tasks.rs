@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::choose::{Axis, Choice, Order, groups_of_core, rows_of_core};
+use super::choose::{Axis, Choice, Order};
+use super::cost::Share;
 use super::encode::TaskForm;
 use super::geometry::data_banks;
-use super::options::OutputStage;
+use super::options::{PlanOptions, WeightOrder};
 use super::partition::Stack;
 use super::work::{Reuse, TaskSize};
 use crate::layout::{ATOM, Cube, output_surface};
@@ -47,27 +48,28 @@ const CUBE_ALIGN: usize = 64;
 pub(crate) fn blocks(
     shape: &MatmulShape,
     choice: &Choice,
-    output: &OutputStage,
+    options: &PlanOptions,
 ) -> (Vec<Block>, Vec<Range<usize>>) {
-    let share = rows_of_core(shape.rows, choice.cores, choice.axis);
+    let tiling = &choice.tiling;
+    let share = Share::new(shape, tiling.cores, tiling.axis).rows;
     let mut tiles = Vec::new();
     let mut shares = Vec::new();
     for first in (0..shape.rows).step_by(share) {
         let end = shape.rows.min(first + share);
         let start = tiles.len();
-        let step = choice.tile_rows;
+        let step = tiling.tile_rows;
         tiles.extend((first..end).step_by(step).map(|row| row..end.min(row + step)));
         shares.push(start..tiles.len());
     }
-    if choice.axis == Axis::Outputs {
-        shares = vec![0..tiles.len(); choice.cores];
+    if tiling.axis == Axis::Outputs {
+        shares = vec![0..tiles.len(); tiling.cores];
     }
     let (mut input_at, mut output_at) = (0, 0);
     let mut blocks = Vec::with_capacity(tiles.len() * choice.stacks.len());
     for rows in tiles {
         let mut first_slice = 0;
         for &stack in &choice.stacks {
-            let size = TaskSize::new(shape.precision, output, &stack, rows.len(), shape.groups());
+            let size = TaskSize::new(shape.precision, &options.output, &stack, rows.len(), shape.groups());
             let input = Cube {
                 pixels: size.pixels,
                 channels: size.columns(),
@@ -94,27 +96,28 @@ pub(crate) fn blocks(
 pub(crate) fn chains(
     shape: &MatmulShape,
     choice: &Choice,
-    output: &OutputStage,
+    options: &PlanOptions,
     blocks: &[Block],
     shares: &[Range<usize>],
 ) -> Vec<Vec<PlannedTask>> {
-    let share = groups_of_core(shape.groups(), choice.cores, choice.axis);
-    let mut chains = Vec::with_capacity(choice.cores);
+    let tiling = &choice.tiling;
+    let share = Share::new(shape, tiling.cores, tiling.axis).groups;
+    let mut chains = Vec::with_capacity(tiling.cores);
     for (core, tiles) in shares.iter().enumerate() {
-        let first = if choice.axis == Axis::Outputs { core * share } else { 0 };
+        let first = if tiling.axis == Axis::Outputs { core * share } else { 0 };
         let groups = first.min(shape.groups())..shape.groups().min(first + share);
         let stacks = choice.stacks.len();
-        let chunks = || groups.clone().step_by(choice.chunk).map(|g| g..groups.end.min(g + choice.chunk));
+        let chunks = || groups.clone().step_by(tiling.chunk).map(|g| g..groups.end.min(g + tiling.chunk));
         let mut chain = Vec::new();
         let mut push = |tile: usize, stack: usize, chunk: Range<usize>, reuse: Reuse| {
-            chain.push(task(shape, choice, output, blocks, tile * stacks + stack, chunk, reuse));
+            chain.push(task(shape, choice, options, blocks, tile * stacks + stack, chunk, reuse));
         };
-        match choice.order {
+        match tiling.order {
             Order::FeaturesOutside => {
                 for tile in tiles.clone() {
                     for stack in 0..stacks {
                         for (index, chunk) in chunks().enumerate() {
-                            let features = choice.data_reuse && index > 0;
+                            let features = tiling.data_reuse && index > 0;
                             push(tile, stack, chunk, Reuse { weights: false, features });
                         }
                     }
@@ -124,7 +127,7 @@ pub(crate) fn chains(
                 for chunk in chunks() {
                     for stack in 0..stacks {
                         for tile in tiles.clone() {
-                            let weights = choice.weight_reuse && tile > tiles.start;
+                            let weights = tiling.weight_reuse && tile > tiles.start;
                             push(tile, stack, chunk.clone(), Reuse { weights, features: false });
                         }
                     }
@@ -139,23 +142,27 @@ pub(crate) fn chains(
 fn task(
     shape: &MatmulShape,
     choice: &Choice,
-    output: &OutputStage,
+    options: &PlanOptions,
     blocks: &[Block],
     block: usize,
     groups: Range<usize>,
     reuse: Reuse,
 ) -> PlannedTask {
     let Block { rows, stack, .. } = &blocks[block];
-    let size = TaskSize::new(shape.precision, output, stack, rows.len(), groups.len());
-    // The tiles of group g lie at g · inner tiles; a stack of several groups begins with the first tile of K.
-    let weights_at = (groups.start * shape.inner_tiles() + stack.first) * TILE_BYTES;
+    let size = TaskSize::new(shape.precision, &options.output, stack, rows.len(), groups.len());
+    let tile = match options.weights {
+        // A stack of several groups begins with the first tile of K.
+        WeightOrder::Stored => groups.start * shape.inner_tiles() + stack.first,
+        WeightOrder::Sliced => stack.first * shape.groups() + groups.start * stack.range().len(),
+    };
+    let tiling = &choice.tiling;
     // A run that reuses what lies in the buffer keeps its split; others take what they need, as the vendor's compiler does.
-    let data_banks = if choice.weight_reuse || choice.data_reuse {
-        choice.data_banks
+    let data_banks = if tiling.weight_reuse || tiling.data_reuse {
+        tiling.data_banks
     } else {
         data_banks(size.channel_bytes(), size.pixels)
     };
-    PlannedTask { form: TaskForm { size, data_banks, reuse }, block, groups, weights_at }
+    PlannedTask { form: TaskForm { size, data_banks, reuse }, block, groups, weights_at: tile * TILE_BYTES }
 }
 
 impl PlannedTask {

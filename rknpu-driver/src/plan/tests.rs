@@ -33,6 +33,7 @@ prop_compose! {
         cores in 1usize..=3,
         data_reuse: bool,
         slow_tasks: bool,
+        sliced: bool,
         narrow in prop::sample::select(&[64usize, 480, 3072, 10_240][..]),
     ) -> (MatmulShape, PlanOptions) {
         let shape = MatmulShape { rows, inner, outputs, precision };
@@ -41,6 +42,9 @@ prop_compose! {
         options.limits.int8_inner = narrow;
         options.limits.fp16_inner = narrow;
         options.limits.int4_inner = narrow.min(480);
+        if sliced {
+            options.weights = WeightOrder::Sliced;
+        }
         if !slow_tasks {
             options.board = crate::timing::Board::vendor_compiler();
         }
@@ -125,7 +129,7 @@ fn check_cost(plan: &MatmulPlan) -> Result<(), TestCaseError> {
 
 fn check_words(plan: &MatmulPlan) -> Result<(), TestCaseError> {
     let (program, _) = plan.program(ProgramOptions::default()).expect("tasks are short");
-    let words = program.bind_words(&[0x1000_0000, 0x2000_0000, 0x3000_0000, 0x4000_0000], 0x5000_0000);
+    let words = program.bind_words(&[0; 4], 0);
     let words: Vec<u64> = words.expect("addresses fit").into_iter().map(|word| word.0).collect();
     prop_assert!(regcmd::decode(&words).is_ok());
     Ok(())
@@ -175,8 +179,10 @@ proptest! {
         let plan = MatmulPlan::new(shape, &options).expect("a small shape has a plan");
         let mut random = Generator::new(seed);
         let (a, w) = (random.int8(shape.rows * shape.inner), random.int8(shape.outputs * shape.inner));
+        let mut stored = vec![0; plan.weight_bytes()];
+        weights::pack_i8(shape.outputs, shape.inner, &w, &mut stored);
         let mut tiles = vec![0; plan.weight_bytes()];
-        weights::pack_i8(shape.outputs, shape.inner, &w, &mut tiles);
+        weights::retile(&stored, shape.inner_tiles(), &plan.weight_regions(), &mut tiles);
         let mut input = vec![0x55; plan.input_bytes()];
         plan.pack_input_i8(&a, shape.inner, &mut input);
         let tiles: Vec<i8> = tiles.into_iter().map(|byte| byte as i8).collect();

@@ -19,7 +19,7 @@ mod tests;
 pub use expand::{expand, expanded_bytes, stages};
 pub use nibbles::NibblePlan;
 
-use super::{MatmulPlan, PlanError, PlanOptions};
+use super::{MatmulPlan, PlanError, PlanOptions, WeightOrder};
 use crate::layout::weights::{W4_GROUP, tile_bytes};
 use crate::shape::{MatmulShape, Precision};
 
@@ -63,7 +63,8 @@ pub fn estimate(
         estimated(plan, (input + plan.output_bytes()) as u64, rate)
     });
     let shape = MatmulShape { rows, inner, outputs, precision: Precision::Int8 };
-    let expanded = MatmulPlan::new(shape, &PlanOptions { slice: None, ..options.clone() });
+    let expanded =
+        MatmulPlan::new(shape, &PlanOptions { slice: None, weights: WeightOrder::Sliced, ..options.clone() });
     let expanded = expanded.map(|plan| {
         let weights = tile_bytes(outputs, inner, Precision::Int4) + plan.weight_bytes();
         let rows = 2 * plan.input_bytes() + plan.output_bytes();

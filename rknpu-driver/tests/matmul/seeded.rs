@@ -83,12 +83,13 @@ fn seeded() {
         }
         let plan = rknpu_driver::plan::MatmulPlan::new(shape, &options).expect("planned before");
         let choice = plan.choice();
+        let tiling = &choice.tiling;
         seen.tasks += plan.task_count();
         seen.stacked += usize::from(choice.stacks.iter().any(|stack| stack.slices > 1));
         seen.sliced += usize::from(plan.slices() > 1);
-        seen.weight_reuse += usize::from(choice.weight_reuse);
-        seen.data_reuse += usize::from(choice.data_reuse);
-        seen.by_rows += usize::from(choice.axis == rknpu_driver::plan::Axis::Rows);
+        seen.weight_reuse += usize::from(tiling.weight_reuse);
+        seen.data_reuse += usize::from(tiling.data_reuse);
+        seen.by_rows += usize::from(tiling.axis == rknpu_driver::plan::Axis::Rows);
         seen.products += shape.macs();
     }
     println!("{count} shapes from {first} on in {:.1?}: {seen:?}", started.elapsed());

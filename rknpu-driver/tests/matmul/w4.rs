@@ -3,7 +3,7 @@
 use rknpu_driver::layout::weights::{pack_i4, tile_bytes};
 use rknpu_driver::oracle::{Generator, expand_w4, matmul_int};
 use rknpu_driver::plan::w4::{NibblePlan, expand, expanded_bytes, multipliers_per_row, stages};
-use rknpu_driver::plan::{MatmulPlan, PlanOptions};
+use rknpu_driver::plan::{MatmulPlan, PlanOptions, WeightOrder};
 use rknpu_driver::shape::{MatmulShape, Precision};
 
 use crate::bench::Bench;
@@ -31,11 +31,14 @@ fn check(bench: &Bench, rows: usize, inner: usize, outputs: usize, cores: usize,
     assert!(out == expected, "nibbles of {shape}, {cores} cores");
 
     let mut out = vec![7; rows * outputs];
+    let weights = if cores == 1 { WeightOrder::Stored } else { WeightOrder::Sliced };
+    let mut expanded = PlanOptions { weights, ..options };
+    expanded.limits.int8_inner = 320;
     for channels in stages(outputs, inner, 1 << 18) {
-        let mut weights = vec![0; expanded_bytes(channels.clone(), inner)];
-        expand(&tiles, &multipliers, inner, channels.clone(), &mut weights);
         let part = MatmulShape { outputs: channels.len(), ..shape };
-        let plan = MatmulPlan::new(part, &options).expect("planned");
+        let plan = MatmulPlan::new(part, &expanded).expect("planned");
+        let mut weights = vec![0; expanded_bytes(channels.clone(), inner)];
+        expand(&tiles, &multipliers, inner, channels.clone(), &plan.weight_regions(), &mut weights);
         let mut input = vec![0; plan.input_bytes()];
         plan.pack_input_i8(&a, inner, &mut input);
         let output = bench.run(&plan, &weights, &input, &[]);

@@ -25,32 +25,48 @@ pub fn stages(outputs: usize, inner: usize, staging: usize) -> impl Iterator<Ite
 }
 
 /// Writes the int8 tiles of output channels `rows` of a `w4` matrix; `rows` begins with an int4 tile. `tiles` and `multipliers`
-/// (`[N][ceil(K / 128)]`, low four bits used) are those of the whole matrix.
+/// (`[N][ceil(K / 128)]`, low four bits used) are those of the whole matrix. The tiles come region by region of K, as the plan that will
+/// read them says ([`MatmulPlan::weight_regions`](crate::plan::MatmulPlan::weight_regions)).
 ///
 /// # Panics
-/// When `rows` begins elsewhere or a slice is shorter than it must be.
-pub fn expand(tiles: &[u8], multipliers: &[u8], inner: usize, rows: Range<usize>, out: &mut [u8]) {
+/// When `rows` begins elsewhere, the regions do not make up K, or a slice is shorter than it must be.
+pub fn expand(
+    tiles: &[u8],
+    multipliers: &[u8],
+    inner: usize,
+    rows: Range<usize>,
+    regions: &[Range<usize>],
+    out: &mut [u8],
+) {
+    let columns = inner.div_ceil(TILE_COLUMNS);
     assert!(rows.start.is_multiple_of(ROWS), "rows {rows:?} do not begin with a tile");
+    assert_eq!(regions.iter().map(Range::len).sum::<usize>(), columns, "tiles of K in {regions:?}");
     assert_eq!(out.len(), expanded_bytes(rows.clone(), inner), "int8 tiles of rows {rows:?}");
-    let (columns, groups) = (inner.div_ceil(TILE_COLUMNS), multipliers_per_row(inner));
+    let groups = multipliers_per_row(inner);
     let multipliers = &multipliers[rows.start * groups..rows.end * groups];
-    let first = rows.start / ROWS * columns * TILE_BYTES;
-    // One int8 row of tiles after another; rows beyond the last channel are padding.
-    for (half, out) in out.chunks_exact_mut(columns * TILE_BYTES).enumerate() {
-        let tile_row = half * HALF;
-        let source = first + tile_row / ROWS * columns * TILE_BYTES + tile_row % ROWS * (TILE_BYTES / ROWS);
-        for (column, out) in out.chunks_exact_mut(TILE_BYTES).enumerate() {
-            let lines = &tiles[source + column * TILE_BYTES..][..TILE_BYTES / 2];
-            let group = column * TILE_COLUMNS / W4_GROUP;
-            for (row, (line, out)) in
-                lines.chunks_exact(16).zip(out.chunks_exact_mut(TILE_COLUMNS)).enumerate()
-            {
-                // Padding rows hold zeros; any multiplier keeps them.
-                let multiplier =
-                    multipliers.get((tile_row + row) * groups + group).copied().unwrap_or(0) & 15;
-                expand_line(line, multiplier as i8, out);
+    let first = rows.start / ROWS * columns;
+    let halves = rows.len().div_ceil(HALF);
+    let mut out = out.chunks_exact_mut(TILE_BYTES);
+    for region in regions {
+        for half in 0..halves {
+            let row = half * HALF;
+            let within = row % ROWS * (TILE_BYTES / ROWS);
+            for (column, out) in region.clone().zip(&mut out) {
+                let tile = first + row / ROWS * columns + column;
+                let lines = &tiles[tile * TILE_BYTES + within..][..TILE_BYTES / 2];
+                let group = column * TILE_COLUMNS / W4_GROUP;
+                expand_tile(lines, multipliers.iter().skip(row * groups + group).step_by(groups), out);
             }
         }
+    }
+}
+
+/// Half an int4 tile times one multiplier a row. Rows past the last have no multiplier: they are padding and hold zeros.
+fn expand_tile<'a>(lines: &[u8], multipliers: impl Iterator<Item = &'a u8>, out: &mut [u8]) {
+    let multipliers = multipliers.copied().chain(std::iter::repeat(0));
+    let rows = lines.chunks_exact(16).zip(out.chunks_exact_mut(TILE_COLUMNS));
+    for ((line, out), multiplier) in rows.zip(multipliers) {
+        expand_line(line, (multiplier & 15) as i8, out);
     }
 }
 

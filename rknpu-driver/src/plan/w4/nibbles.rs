@@ -2,7 +2,7 @@
 
 use crate::layout::weights::W4_GROUP;
 use crate::plan::w4::multipliers_per_row;
-use crate::plan::{MatmulPlan, PlanError, PlanOptions};
+use crate::plan::{MatmulPlan, PlanError, PlanOptions, WeightOrder};
 use crate::shape::{MatmulShape, Precision};
 
 /// A product of int8 rows with `w4` weights as one of int4 rows: rows 2m and 2m + 1 are the high and the low nibbles of row m, row 2M is
@@ -21,7 +21,9 @@ impl NibblePlan {
     pub fn new(rows: usize, inner: usize, outputs: usize, options: &PlanOptions) -> Result<Self, PlanError> {
         let nibble_rows = if rows == 0 { 0 } else { rows.saturating_mul(2).saturating_add(1) };
         let shape = MatmulShape { rows: nibble_rows, inner, outputs, precision: Precision::Int4 };
-        let plan = MatmulPlan::new(shape, &PlanOptions { slice: Some(W4_GROUP), ..options.clone() })?;
+        let weights = WeightOrder::Stored;
+        let plan =
+            MatmulPlan::new(shape, &PlanOptions { slice: Some(W4_GROUP), weights, ..options.clone() })?;
         Ok(NibblePlan { plan, rows })
     }
 
