@@ -8,6 +8,7 @@ mod bench;
 mod calibrate;
 mod device;
 mod disasm;
+mod info;
 mod product;
 mod selftest;
 
@@ -26,6 +27,7 @@ pub struct NpuArgs {
 
 #[derive(Subcommand, Debug)]
 enum NpuCommand {
+    Info(info::InfoArgs),
     Selftest(selftest::SelftestArgs),
     Bench(bench::BenchArgs),
     Calibrate(calibrate::CalibrateArgs),
@@ -38,6 +40,7 @@ enum NpuCommand {
 /// As each command says.
 pub fn run(args: &NpuArgs) -> Result<(), Failure> {
     match &args.command {
+        NpuCommand::Info(args) => info::run(args),
         NpuCommand::Selftest(args) => selftest::run(args),
         NpuCommand::Bench(args) => bench::run(args),
         NpuCommand::Calibrate(args) => calibrate::run(args),

@@ -6,8 +6,19 @@ use crate::support::{fixture, rookery, run, tiny_bundle};
 fn every_command_teaches_itself() {
     let (code, help, _) = run(rookery().arg("--help"));
     assert_eq!(code, Some(0));
-    let commands =
-        ["demo", "up", "pull", "pack", "inspect", "generate", "models", "bench", "worker", "control-plane"];
+    let commands = [
+        "demo",
+        "up",
+        "pull",
+        "pack",
+        "inspect",
+        "generate",
+        "models",
+        "bench",
+        "npu",
+        "worker",
+        "control-plane",
+    ];
     for command in commands {
         assert!(help.contains(command), "{command} is not in the help");
         let (code, own, _) = run(rookery().args([command, "--help"]));

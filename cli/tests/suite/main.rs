@@ -3,6 +3,7 @@
 
 mod command_line;
 mod demo_fetch;
+mod npu;
 mod processes;
 mod pull;
 mod support;

@@ -64,6 +64,8 @@ struct Row {
     shape: String,
     precision: &'static str,
     cores: u8,
+    /// Cores that the planner found to be of use.
+    cores_used: usize,
     tasks: usize,
     predicted_ms: f64,
     measured_ms: f64,
@@ -126,6 +128,7 @@ fn measure(
         shape: dimensions.to_string(),
         precision: precision.name(),
         cores,
+        cores_used: work.len(),
         tasks: product.tasks(),
         predicted_ms: predicted(&board, &work).as_secs_f64() * 1e3,
         measured_ms: seconds * 1e3,
@@ -173,7 +176,11 @@ fn show(report: &Report) -> Result<(), Failure> {
         table.row([
             row.shape.clone(),
             row.precision.to_owned(),
-            row.cores.to_string(),
+            if row.cores_used == usize::from(row.cores) {
+                row.cores.to_string()
+            } else {
+                format!("{} of {}", row.cores_used, row.cores)
+            },
             row.tasks.to_string(),
             format!("{:.3}", row.predicted_ms),
             format!("{:.3}", row.measured_ms),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use rknpu_driver::device::{Device, Interface, InterfaceChoice, OpenOptions};
+use rknpu_driver::error::OpenError;
 use rknpu_driver::sim::kernel::{self, SimConfig};
 use rknpu_driver::timing::Board;
 
@@ -55,11 +56,7 @@ impl DeviceArgs {
     /// # Errors
     /// A command line that makes no sense, or no device that works.
     pub(super) fn open(&self) -> Result<Device, Failure> {
-        let opened = match self.target()? {
-            Target::Simulated(interface) => kernel::device(SimConfig::new(interface)),
-            Target::Kernel(options) => Device::open(&options),
-        };
-        opened.map_err(|error| {
+        self.try_open()?.map_err(|error| {
             let failure = Failure::new("there is no NPU to work on").caused_by(error);
             match self.device {
                 DeviceChoice::Sim | DeviceChoice::SimRocket => failure,
@@ -70,26 +67,24 @@ impl DeviceArgs {
         })
     }
 
-    /// What to open.
+    /// Opens the device; the inner result says why there is none.
     ///
     /// # Errors
     /// A node for a device that has none.
-    pub(super) fn target(&self) -> Result<Target, Failure> {
-        let interface = match self.device {
-            DeviceChoice::Auto => InterfaceChoice::Auto,
-            DeviceChoice::Vendor => InterfaceChoice::Vendor,
-            DeviceChoice::Rocket => InterfaceChoice::Rocket,
-            DeviceChoice::Sim | DeviceChoice::SimRocket => {
-                if self.node.is_some() {
-                    return Err(
-                        Failure::usage("a simulated NPU has no node").hint("leave out --node or --device")
-                    );
-                }
-                let rocket = self.device == DeviceChoice::SimRocket;
-                return Ok(Target::Simulated(if rocket { Interface::Rocket } else { Interface::Vendor }));
-            }
-        };
-        Ok(Target::Kernel(OpenOptions { interface, node: self.node.clone() }))
+    pub(super) fn try_open(&self) -> Result<Result<Device, OpenError>, Failure> {
+        let kernel = |interface| Device::open(&OpenOptions { interface, node: self.node.clone() });
+        let simulated = |interface| kernel::device(SimConfig::new(interface));
+        let is_simulated = matches!(self.device, DeviceChoice::Sim | DeviceChoice::SimRocket);
+        if is_simulated && self.node.is_some() {
+            return Err(Failure::usage("a simulated NPU has no node").hint("leave out --node or --device"));
+        }
+        Ok(match self.device {
+            DeviceChoice::Auto => kernel(InterfaceChoice::Auto),
+            DeviceChoice::Vendor => kernel(InterfaceChoice::Vendor),
+            DeviceChoice::Rocket => kernel(InterfaceChoice::Rocket),
+            DeviceChoice::Sim => simulated(Interface::Vendor),
+            DeviceChoice::SimRocket => simulated(Interface::Rocket),
+        })
     }
 
     /// The flags that select the same device again.
@@ -100,14 +95,6 @@ impl DeviceArgs {
         }
         text
     }
-}
-
-/// What to open.
-pub(super) enum Target {
-    /// A node of the kernel.
-    Kernel(OpenOptions),
-    /// A simulation under a model of this driver.
-    Simulated(Interface),
 }
 
 /// The constants that are assumed of a device's board.
