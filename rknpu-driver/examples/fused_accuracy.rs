@@ -114,6 +114,11 @@ fn uniform(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+/// [`normal`] numbers that fp16 holds exactly, so that an operation's own error shows.
+fn halves(seed: u64, count: usize) -> Vec<f32> {
+    normal(seed, count, 1.0).into_iter().map(|x| f16::from_f32(x).to_f32()).collect()
+}
+
 /// Numbers of variance `scale`², nearly normal: the sum of twelve uniform ones.
 fn normal(seed: u64, count: usize, scale: f32) -> Vec<f32> {
     let parts = uniform(seed, count * 12);
@@ -154,7 +159,7 @@ fn inverse_root(ops: &FusedOps) -> Result<Measured, FusedError> {
 }
 
 fn binary(ops: &FusedOps, operation: Binary) -> Result<Measured, FusedError> {
-    let (a, b) = (normal(5, 65536, 1.0), normal(6, 65536, 1.0));
+    let (a, b) = (halves(5, 65536), halves(6, 65536));
     let mut found = vec![0.0; a.len()];
     let report = ops.binary(operation, &a, &b, 1024, &mut found)?;
     let pairs = a.iter().zip(&b).map(|(&a, &b)| (f64::from(a), f64::from(b)));
@@ -162,7 +167,7 @@ fn binary(ops: &FusedOps, operation: Binary) -> Result<Measured, FusedError> {
         Binary::Add => ("add", pairs.map(|(a, b)| a + b).collect()),
         Binary::Multiply => ("mul", pairs.map(|(a, b)| a * b).collect()),
     };
-    Ok(Measured { name, shape: (64, 1024), inputs: "normal", found, wanted, report })
+    Ok(Measured { name, shape: (64, 1024), inputs: "normal, in fp16", found, wanted, report })
 }
 
 fn sum(ops: &FusedOps) -> Result<Measured, FusedError> {
@@ -174,14 +179,21 @@ fn product(ops: &FusedOps) -> Result<Measured, FusedError> {
 }
 
 fn affine(device: &Device) -> Result<Measured, FusedError> {
-    let (x, bias, scale) = (normal(7, 65536, 1.0), normal(8, 1024, 1.0), normal(9, 1024, 1.0));
+    let (x, bias, scale) = (halves(7, 65536), normal(8, 1024, 1.0), halves(9, 1024));
     let mut found = vec![0.0; x.len()];
     let report = AffineKernel::new(device, DOMAIN, &bias, &scale, 64)?.run(&x, &mut found)?;
     let reference = |(index, &x): (usize, &f32)| {
         (f64::from(x) + f64::from(bias[index % 1024])) * f64::from(scale[index % 1024])
     };
     let wanted = x.iter().enumerate().map(reference).collect();
-    Ok(Measured { name: "(x+bias)*scale", shape: (64, 1024), inputs: "normal", found, wanted, report })
+    Ok(Measured {
+        name: "(x+bias)*scale",
+        shape: (64, 1024),
+        inputs: "normal, in fp16",
+        found,
+        wanted,
+        report,
+    })
 }
 
 fn softmax(ops: &FusedOps, shape: (usize, usize)) -> Result<Measured, FusedError> {

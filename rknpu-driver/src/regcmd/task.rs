@@ -164,6 +164,18 @@ pub struct EncodedTask {
     pub relocations: Vec<Relocation>,
 }
 
+impl EncodedTask {
+    /// Chooses how the task picks its register banks.
+    pub fn set_banks(&mut self, banks: Banks) {
+        for word in &mut self.words {
+            let block = Block::from_target(word.target());
+            if block.is_some_and(|block| POINTER_BLOCKS.contains(&block)) && word.register() & 0xfff == POINTER {
+                *word = word.with_value(banks.pointer());
+            }
+        }
+    }
+}
+
 /// How a task picks among the two banks of each block's registers (`S_POINTER`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Banks {
@@ -326,6 +338,10 @@ fn key(register: &Register) -> (u16, u16) {
     (register.block.target(), register.offset)
 }
 
+/// Offset of a block's bank pointer, and the blocks whose pointers are written by tasks.
+const POINTER: u16 = 0x004;
+const POINTER_BLOCKS: [Block; 4] = [Block::Dpu, Block::DpuRdma, Block::Ppu, Block::PpuRdma];
+
 /// Offsets within a block: status, bank pointer and enable are not set up by tasks.
 const FIRST_SETUP: u16 = 0x00c;
 
@@ -346,7 +362,7 @@ fn is_setup(kind: TaskKind, register: &Register) -> bool {
 /// Whether a task of `kind` writes this bank pointer. Those of CNA and CORE hold the core's index and are written by
 /// the kernel when it commits a job.
 fn is_pointer(kind: TaskKind, register: &Register) -> bool {
-    let pointer = [Block::Dpu, Block::DpuRdma, Block::Ppu, Block::PpuRdma].contains(&register.block)
-        && register.offset & 0xfff == 0x004;
-    pointer && kind.blocks().contains(&register.block)
+    POINTER_BLOCKS.contains(&register.block)
+        && register.offset & 0xfff == POINTER
+        && kind.blocks().contains(&register.block)
 }
