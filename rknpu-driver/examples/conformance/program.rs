@@ -16,6 +16,10 @@ use super::vector::{self, Tensor, Values, Vector};
 /// tables leave their addresses 0), so a page is mapped there.
 const FIRST: u32 = 0x10_0000;
 
+/// What the arena of inputs, outputs and intermediate results holds before. The compiler's transposes read rows that
+/// nobody wrote and drop them again; whatever is there must not reach an output.
+const GARBAGE: u8 = 0x5a;
+
 /// Why a programme did not run to its end.
 #[derive(Debug, Error)]
 pub(crate) enum RunError {
@@ -107,6 +111,7 @@ fn place(vector: &Vector) -> Result<Placed, RunError> {
     let arena = vector.tensors.iter().filter(|tensor| in_arena(tensor));
     let arena_bytes = arena.map(|tensor| tensor.offset + tensor.bytes.max(1)).max().unwrap_or(1);
     let arena = placed.buffer(&mut next, arena_bytes)?;
+    placed.write(arena, &vec![GARBAGE; arena_bytes], "arena")?;
     for tensor in &vector.tensors {
         if in_arena(tensor) {
             placed.bases.insert(tensor.id, arena + tensor.offset as u32);

@@ -105,8 +105,12 @@ pub(crate) enum Approximation {
     Rounding,
     /// By a look-up table.
     Table,
-    /// By the bit pattern of a float as its logarithm: softmax, and norms by their inverse square root.
-    Exponential,
+    /// By an inverse square root from the bit pattern of a float.
+    Norm,
+    /// By exponentials from the bit pattern of a float.
+    Softmax,
+    /// By sums that such exponentials weigh.
+    Attention,
 }
 
 impl Vector {
@@ -167,8 +171,12 @@ impl Vector {
             .filter(|kind| !MOVING.contains(kind))
             .collect();
         let any = |part: &str| computing.iter().any(|kind| kind.to_lowercase().contains(part));
-        if any("softmax") || any("sdpa") || any("norm") {
-            Approximation::Exponential
+        if any("sdpa") {
+            Approximation::Attention
+        } else if any("softmax") {
+            Approximation::Softmax
+        } else if any("norm") {
+            Approximation::Norm
         } else if self.loads_tables() {
             Approximation::Table
         } else if computing.len() > 1 || any("sqrt") {
