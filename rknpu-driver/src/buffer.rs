@@ -30,10 +30,9 @@ use std::sync::Arc;
 
 pub(crate) use inner::{Inner, Place};
 pub use mapping::Mapping;
-use nix::errno::Errno;
 
 use crate::device::DomainId;
-use crate::device::link::Kernel;
+use crate::device::link::{Kernel, is_unsupported};
 use crate::error::{ShareError, SyncError};
 use crate::ioctl::retry;
 
@@ -125,9 +124,13 @@ impl Buffer {
             Kernel::Vendor(kernel) => ("rknpu", retry(|| kernel.export_dma_buf(object.handle))),
             Kernel::Rocket(kernel) => ("rocket", retry(|| kernel.export_dma_buf(object.handle))),
         };
-        exported.map_err(|errno| match object.link.note(errno) {
-            Errno::EOPNOTSUPP | Errno::ENOSYS => ShareError::Unsupported { interface, what: "export" },
-            source => ShareError::Call { call: "DRM_IOCTL_PRIME_HANDLE_TO_FD", source },
+        exported.map_err(|errno| {
+            let source = object.link.note(errno);
+            if is_unsupported(source) {
+                ShareError::Unsupported { interface, what: "export" }
+            } else {
+                ShareError::Call { call: "DRM_IOCTL_PRIME_HANDLE_TO_FD", source }
+            }
         })
     }
 

@@ -31,6 +31,9 @@ use crate::error::{AllocateError, Fault, JobError, OpenError, ResetError};
 use crate::job::{Job, JobReport, Prepared, PreparedJob, prepare};
 use crate::uapi::{DriverVersion, RocketKernel, VendorKernel, vendor};
 
+/// How long a simulator's work may take on the host, whatever it would take on the device.
+const SIMULATED_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Which kernel interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum InterfaceChoice {
@@ -189,6 +192,9 @@ impl Device {
         links: Vec<Arc<Link>>,
         turns: usize,
     ) -> Self {
+        if info.simulated {
+            shared.set_access_wait(SIMULATED_PATIENCE);
+        }
         let turns = (0..turns).map(|_| Mutex::new(())).collect();
         let links = RwLock::new(links);
         let (quarantine, scratch) = Default::default();
@@ -261,6 +267,12 @@ impl Device {
     /// [`ResetError`]: the device stays faulted.
     pub fn reset(&self) -> Result<Recovery, ResetError> {
         reset::reset(&self.0)
+    }
+
+    /// Sets how long guards and jobs wait for others to leave a buffer before they give up. Unless set it is
+    /// 30 s, and ten minutes on a simulator.
+    pub fn set_access_wait(&self, wait: Duration) {
+        self.0.shared.set_access_wait(wait);
     }
 
     /// How it is.

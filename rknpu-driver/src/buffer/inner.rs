@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::BufferKind;
 use super::mapping::Mapping;
@@ -14,11 +14,6 @@ use super::state::{LINE, Refusal, Users};
 use crate::device::DomainId;
 use crate::device::link::lock;
 use crate::error::SyncError;
-
-/// How long a guard or a job waits for others to leave a buffer. Jobs have time-outs of their own and guards
-/// are short, so whoever waits longer has most likely been forgotten by its holder (a guard held by the
-/// waiting thread itself, for one).
-pub(crate) const ACCESS_WAIT: Duration = Duration::from_secs(30);
 
 /// What a buffer is made of.
 #[derive(Debug)]
@@ -82,13 +77,13 @@ impl Inner {
             // A sync for the CPU drops the lines of all of the object: with another guard inside, it would
             // drop what that one wrote.
             let first = state.users.guards() == 1;
-            return if first { self.object.begin_access(&(0..self.len), ACCESS_WAIT) } else { Ok(()) };
+            return if first { self.object.begin_access(&(0..self.len)) } else { Ok(()) };
         }
         if !state.device_wrote {
             return Ok(());
         }
         let lines = self.whole_lines(bytes);
-        self.object.begin_access(&lines, ACCESS_WAIT)?;
+        self.object.begin_access(&lines)?;
         state.device_wrote = lines.start > 0 || lines.end < self.len;
         Ok(())
     }
@@ -124,14 +119,13 @@ impl Inner {
     /// Lets a job in: waits for others and hands over what an earlier sync could not.
     pub(crate) fn enter_job(&self, write: bool) -> Result<(), SyncError> {
         let mut state = self.wait_for(|users| users.enter_job(write))?;
-        if let Some(lines) = state.unsynced.clone() {
-            if let Err(error) = self.hand_over(&mut state, lines) {
-                state.users.leave_job(write);
-                self.left.notify_all();
-                return Err(error);
-            }
+        let unsynced = state.unsynced.clone();
+        let handed_over = unsynced.map_or(Ok(()), |lines| self.hand_over(&mut state, lines));
+        if handed_over.is_err() {
+            state.users.leave_job(write);
+            self.left.notify_all();
         }
-        Ok(())
+        handed_over
     }
 
     /// Lets a job out, whether or not it ran.
@@ -155,7 +149,7 @@ impl Inner {
             return Ok(());
         }
         if state.device_wrote && state.users.guards() == 0 {
-            self.object.begin_access(&(0..self.len), ACCESS_WAIT)?;
+            self.object.begin_access(&(0..self.len))?;
         }
         if let Some(lines) = state.unsynced.clone() {
             self.hand_over(&mut state, lines)?;
@@ -176,24 +170,24 @@ impl Inner {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Tries `enter` until it succeeds, will never, or [`ACCESS_WAIT`] is over.
+    /// Tries `enter` until it succeeds, will never, or the wait has lasted too long.
     fn wait_for(
         &self,
         mut enter: impl FnMut(&mut Users) -> Result<(), Refusal>,
     ) -> Result<std::sync::MutexGuard<'_, State>, SyncError> {
-        let started = Instant::now();
+        let (started, limit) = (Instant::now(), self.object.link.shared.access_wait());
         let mut state = lock(&self.state);
         loop {
             let refusal = match enter(&mut state.users) {
                 Ok(()) => return Ok(state),
                 Err(refusal) => refusal,
             };
-            let left = ACCESS_WAIT.saturating_sub(started.elapsed());
+            let left = limit.saturating_sub(started.elapsed());
             match refusal {
                 Refusal::Sealed => return Err(SyncError::Sealed),
                 Refusal::Quarantined => return Err(SyncError::Quarantined),
                 Refusal::Guard | Refusal::Job if left.is_zero() => {
-                    return Err(SyncError::Busy { holder: refusal.holder(), waited: ACCESS_WAIT });
+                    return Err(SyncError::Busy { holder: refusal.holder(), waited: limit });
                 }
                 Refusal::Guard | Refusal::Job => {
                     let waited = self.left.wait_timeout(state, left);

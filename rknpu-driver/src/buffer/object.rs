@@ -46,14 +46,16 @@ impl Object {
 
     /// Makes what the device wrote visible to the CPU. Rocket waits for the jobs that write the object first,
     /// at most `wait`.
-    pub(crate) fn begin_access(&self, bytes: &Range<usize>, wait: Duration) -> Result<(), SyncError> {
+    pub(crate) fn begin_access(&self, bytes: &Range<usize>) -> Result<(), SyncError> {
         match (&self.link.kernel, &self.caching) {
             (_, Caching::CpuOnly) => Ok(()),
             (_, Caching::Exporter(fd)) => {
                 self.told("DMA_BUF_IOCTL_SYNC", ioctl::dma_buf_sync(fd.as_fd(), ioctl::DMA_BUF_SYNC_START))
             }
             (Kernel::Vendor(_), Caching::Cached) => self.sync(vendor::RKNPU_MEM_SYNC_FROM_DEVICE, bytes),
-            (Kernel::Rocket(_), Caching::Cached) => self.told("DRM_IOCTL_ROCKET_PREP_BO", self.prep(wait)),
+            (Kernel::Rocket(_), Caching::Cached) => {
+                self.told("DRM_IOCTL_ROCKET_PREP_BO", self.prep(self.link.shared.access_wait()))
+            }
         }
     }
 
@@ -101,9 +103,9 @@ impl Object {
     }
 
     fn told(&self, call: &'static str, result: Result<(), Errno>) -> Result<(), SyncError> {
-        result.map_err(|errno| match self.link.note(errno) {
-            errno if is_gone(errno) => SyncError::Gone,
-            source => SyncError::Call { call, source },
+        result.map_err(|errno| {
+            let source = self.link.note(errno);
+            if is_gone(source) { SyncError::Gone } else { SyncError::Call { call, source } }
         })
     }
 }
@@ -121,10 +123,8 @@ impl Drop for Object {
         self.link.release(self.handle);
         // Nobody can be told here. The kernel frees what is left when the descriptor closes; until then it
         // counts as leaked.
-        if let Err(errno) = result {
-            if !is_gone(self.link.note(errno)) {
-                self.link.shared.leaked.fetch_add(1, Ordering::Relaxed);
-            }
+        if result.is_err_and(|errno| !is_gone(self.link.note(errno))) {
+            self.link.shared.leaked.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

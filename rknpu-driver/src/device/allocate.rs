@@ -56,7 +56,11 @@ pub(crate) fn allocate(link: &Arc<Link>, request: Request) -> Result<Buffer, All
         let cleaned = buffer.0.object.end_access(&(0..bytes));
         cleaned.map_err(|error| match error {
             SyncError::Call { call, source } => failed(link, call, request, source),
-            _ => AllocateError::Gone,
+            SyncError::Gone
+            | SyncError::Range { .. }
+            | SyncError::Busy { .. }
+            | SyncError::Sealed
+            | SyncError::Quarantined => AllocateError::Gone,
         })?;
     }
     Ok(buffer)
@@ -159,9 +163,12 @@ pub(crate) fn assemble(made: Made, request: Request) -> Result<Buffer, AllocateE
 
 fn failed(link: &Link, call: &'static str, request: Request, errno: Errno) -> AllocateError {
     let Request { bytes, domain, .. } = request;
-    match link.note(errno) {
-        errno if is_gone(errno) => AllocateError::Gone,
-        source @ (Errno::ENOMEM | Errno::ENOSPC) => AllocateError::NoMemory { bytes, domain, source },
-        source => AllocateError::Call { call, bytes, domain, source },
+    let source = link.note(errno);
+    if is_gone(source) {
+        AllocateError::Gone
+    } else if matches!(source, Errno::ENOMEM | Errno::ENOSPC) {
+        AllocateError::NoMemory { bytes, domain, source }
+    } else {
+        AllocateError::Call { call, bytes, domain, source }
     }
 }

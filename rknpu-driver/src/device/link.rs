@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -75,10 +76,21 @@ pub(crate) fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENODEV | Errno::ENXIO)
 }
 
+/// How long a guard or a job waits for others to leave a buffer, if nobody says otherwise. Jobs have
+/// time-outs of their own and guards are short, so whoever waits longer has most likely been forgotten by the
+/// holder (a guard that the waiting thread holds itself, for one).
+const ACCESS_WAIT: Duration = Duration::from_secs(30);
+
+/// Whether an errno says that the kernel cannot do this at all.
+pub(crate) fn is_unsupported(errno: Errno) -> bool {
+    matches!(errno, Errno::EOPNOTSUPP | Errno::ENOSYS)
+}
+
 /// What all descriptors of a device share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     fault: Mutex<Option<Fault>>,
+    access_wait: Mutex<Duration>,
     pub(crate) buffers: AtomicUsize,
     pub(crate) buffer_bytes: AtomicU64,
     pub(crate) jobs_done: AtomicU64,
@@ -87,7 +99,30 @@ pub(crate) struct Shared {
     pub(crate) leaked: AtomicUsize,
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            fault: Mutex::default(),
+            access_wait: Mutex::new(ACCESS_WAIT),
+            buffers: AtomicUsize::default(),
+            buffer_bytes: AtomicU64::default(),
+            jobs_done: AtomicU64::default(),
+            jobs_failed: AtomicU64::default(),
+            resets: AtomicU64::default(),
+            leaked: AtomicUsize::default(),
+        }
+    }
+}
+
 impl Shared {
+    pub(crate) fn access_wait(&self) -> Duration {
+        *lock(&self.access_wait)
+    }
+
+    pub(crate) fn set_access_wait(&self, wait: Duration) {
+        *lock(&self.access_wait) = wait;
+    }
+
     pub(crate) fn fault(&self) -> Option<Fault> {
         *lock(&self.fault)
     }

@@ -85,9 +85,13 @@ fn candidates(interface: InterfaceChoice) -> impl Iterator<Item = PathBuf> {
 /// Opens a node and finds out whose it is.
 fn open_node(node: &Path) -> Result<Opened, OpenError> {
     let open = || {
-        retry(|| ioctl::open(node)).map_err(|errno| match errno {
-            Errno::EACCES | Errno::EPERM => OpenError::Permission { node: node.to_owned() },
-            source => OpenError::Open { node: node.to_owned(), source },
+        retry(|| ioctl::open(node)).map_err(|source| {
+            let node = node.to_owned();
+            if matches!(source, Errno::EACCES | Errno::EPERM) {
+                OpenError::Permission { node }
+            } else {
+                OpenError::Open { node, source }
+            }
         })
     };
     let fd = open()?;
@@ -195,10 +199,14 @@ pub(super) fn rocket_info(kernels: &[Arc<dyn RocketKernel>]) -> Result<DeviceInf
     })
 }
 
-/// Whether a node is a simulator's: one in this process says so itself, one behind a preloaded library in its
-/// driver's description.
+/// Whether a node is a simulator's: one in this process says so itself; one behind a preloaded library says
+/// so in its driver's description, or is named by what is preloaded.
 fn simulated(node: &NodeDescription, version: &DriverVersion) -> bool {
-    node.simulated || version.description.contains("simulated")
+    let preloaded = || {
+        let libraries = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+        node.node.is_some() && libraries.to_string_lossy().contains("librknpu_sim")
+    };
+    node.simulated || version.description.contains("simulated") || preloaded()
 }
 
 fn call(call: &'static str) -> impl Fn(Errno) -> OpenError {

@@ -31,19 +31,15 @@ impl Failure {
 
     /// The kernel refused to start the job or to wait for it. Whether it runs is told by the errno alone.
     pub(super) fn of_call(link: &Link, call: &'static str, errno: Errno) -> Self {
-        match link.note(errno) {
-            errno if is_gone(errno) => {
-                Self { error: JobError::Gone, fault: Some(Fault::Gone), may_run: true }
-            }
-            source @ (Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM | Errno::EBUSY) => {
-                Self::not_started(JobError::Call { call, source })
-            }
-            source => Self {
-                error: JobError::Call { call, source },
-                fault: Some(Fault::Call(source)),
-                may_run: true,
-            },
+        let source = link.note(errno);
+        if is_gone(source) {
+            return Self { error: JobError::Gone, fault: Some(Fault::Gone), may_run: true };
         }
+        let error = JobError::Call { call, source };
+        if matches!(source, Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM | Errno::EBUSY) {
+            return Self::not_started(error);
+        }
+        Self { error, fault: Some(Fault::Call(source)), may_run: true }
     }
 }
 
@@ -85,7 +81,10 @@ fn refusal(error: SyncError, it: &Use) -> JobError {
         SyncError::Gone => JobError::Gone,
         // Sealed after the job was prepared.
         SyncError::Sealed => JobError::Sealed { iova: it.inner.iova },
-        error => JobError::Buffer(error),
+        SyncError::Range { .. }
+        | SyncError::Busy { .. }
+        | SyncError::Quarantined
+        | SyncError::Call { .. } => JobError::Buffer(error),
     }
 }
 

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::DeviceInner;
 use super::link::{Kernel, lock};
 use super::run::{Failure, Lease, settle};
+use super::{DeviceInner, SIMULATED_PATIENCE};
 use crate::error::{Fault, JobError};
 use crate::ioctl::retry;
 use crate::job::prepare::{Kicked, RocketJob};
@@ -96,7 +96,7 @@ impl<'a> Running<'a> {
 
     fn finish(self, device: &DeviceInner) -> Result<JobReport, Failure> {
         let Self { prepared, job, lease, mark, started } = self;
-        let waited = wait(prepared);
+        let waited = wait(prepared, device.info.simulated);
         if waited.as_ref().is_err_and(|failure| failure.may_run) {
             // Closed to others before the lease ends, so that nobody slips in between.
             device.close(prepared);
@@ -127,11 +127,13 @@ impl<'a> Running<'a> {
 }
 
 /// Waits until the kernel says the job is over, which holds for every buffer that it writes at once.
-fn wait(prepared: &Prepared) -> Result<(), Failure> {
+fn wait(prepared: &Prepared, simulated: bool) -> Result<(), Failure> {
     let Some(written) = prepared.uses.iter().find(|it| it.write) else {
         return Err(Failure::not_started(JobError::Malformed("it writes no buffer".to_owned())));
     };
-    let limit = prepared.timeout.max(Duration::from_millis(JOB_TIMEOUT_MS)) + GRACE;
+    let own = prepared.timeout.max(Duration::from_millis(JOB_TIMEOUT_MS)) + GRACE;
+    // A simulator's work takes longer than the device's would.
+    let limit = if simulated { own.max(SIMULATED_PATIENCE) } else { own };
     match written.inner.object.prep(limit) {
         Ok(()) => Ok(()),
         Err(Errno::ETIMEDOUT | Errno::EBUSY) => {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 
 use super::allocate::{self, Made, PAGE, Purpose, Request};
-use super::link::{Kernel, Link};
+use super::link::{Kernel, Link, is_unsupported};
 use super::{Device, DomainId};
 use crate::buffer::object::{Caching, Object};
 use crate::buffer::{Buffer, BufferKind, Mapping};
@@ -78,8 +78,10 @@ fn system(call: &'static str, error: &std::io::Error) -> ShareError {
 }
 
 fn failed(link: &Link, call: &'static str, errno: Errno) -> ShareError {
-    match link.note(errno) {
-        Errno::EOPNOTSUPP | Errno::ENOSYS => ShareError::Unsupported { interface: "rknpu", what: "import" },
-        source => ShareError::Call { call, source },
+    let source = link.note(errno);
+    if is_unsupported(source) {
+        ShareError::Unsupported { interface: "rknpu", what: "import" }
+    } else {
+        ShareError::Call { call, source }
     }
 }

@@ -258,7 +258,8 @@ assert_layout!(rknpu_task, size 40, align 1, {
 assert_layout!(rknpu_subcore_task, size 8, align 4, { task_start 0, task_number 4 });
 assert_layout!(rknpu_submit, size 104, align 8, {
     flags 0, timeout 4, task_start 8, task_number 12, task_counter 16, priority 20, task_obj_addr 24,
-    iommu_domain_id 32, reserved 36, task_base_addr 40, hw_elapse_time 48, core_mask 56, fence_fd 60, subcore_task 64,
+    iommu_domain_id 32, reserved 36, task_base_addr 40, hw_elapse_time 48, core_mask 56,
+    fence_fd 60, subcore_task 64,
 });
 assert_request!(DRM_IOCTL_RKNPU_ACTION, IOC_READ_WRITE, b'd', 0x40, rknpu_action);
 assert_request!(DRM_IOCTL_RKNPU_SUBMIT, IOC_READ_WRITE, b'd', 0x41, rknpu_submit);
