@@ -31,6 +31,9 @@ pub struct Ready {
     /// Where its Prometheus page is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<SocketAddr>,
+    /// Where a worker computes linear layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
 }
 
 /// How a process is asked to stop.

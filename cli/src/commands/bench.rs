@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rookery_compute_worker::engine::{Engine, EngineHandle, Event, Finished, Request, Sampling, Stop};
+use rookery_compute_worker::backend::{BackendSettings, Backends};
+use rookery_compute_worker::engine::{
+    Engine, EngineConfig, EngineHandle, Event, Finished, Request, Sampling, Stop,
+};
 use rookery_kernels::{KvCache, KvLayout, Pool, measure_read_bandwidth};
 use rookery_model::bundle::Bundle;
 use rookery_model::config::ModelConfig;
@@ -113,6 +116,9 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
     let engine = config.worker.engine.validate();
     let mut engine = engine
         .map_err(|error| Failure::config("the engine's configuration cannot be used").caused_by(error))?;
+    let npu = config.worker.npu.validate();
+    let npu = npu.map_err(|error| Failure::config("the NPU's settings cannot be used").caused_by(error))?;
+    let backend = BackendSettings { choice: config.worker.engine.backend, npu };
     // All streams must run at once; what is measured is not the queue.
     engine.max_batch = engine.max_batch.max(args.concurrency as usize);
     engine.max_step_tokens = engine.max_step_tokens.max(engine.max_batch);
@@ -124,7 +130,7 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
     let bundle = Bundle::open(&args.bundle, &TerminalProgress::new())
         .or_fail(|| format!("could not open the bundle {}", args.bundle.display()))?;
     let open = began.elapsed();
-    let handle = Engine::start(bundle.clone(), engine).or_fail(|| "the engine could not start".to_owned())?;
+    let handle = start_engine(bundle.clone(), engine, &backend)?;
     let start = began.elapsed();
     let model = &bundle.info().config.model;
     fits(&args, &handle)?;
@@ -168,6 +174,18 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
         open_ms: milliseconds(open),
     };
     if args.json { output::json(&report) } else { show(&report) }
+}
+
+fn start_engine(
+    bundle: Arc<Bundle>,
+    engine: EngineConfig,
+    backend: &BackendSettings,
+) -> Result<EngineHandle, Failure> {
+    let not_started = || "the engine could not start".to_owned();
+    let backends = Backends::open(backend).or_fail(not_started)?;
+    let backend = backends.backend(engine.kernels().or_fail(not_started)?);
+    output::note(format_args!("linear layers on {}: {}", backend.name(), backends.reason()));
+    Engine::start_with_backend(bundle, engine, backend).or_fail(not_started)
 }
 
 fn fits(args: &BenchArgs, engine: &EngineHandle) -> Result<(), Failure> {

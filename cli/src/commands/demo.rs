@@ -37,7 +37,8 @@ $XDG_CACHE_HOME/rookery (~/.cache/rookery).
 Examples:
   rookery demo
   rookery demo --once --prompt 'Write a haiku about rooks.' --max-tokens 60
-  rookery demo --workers 1 --threads 4"
+  rookery demo --workers 1 --threads 4
+  rookery demo --once --backend npu-sim --max-tokens 30"
 )]
 pub struct DemoArgs {
     /// What to ask the model.
@@ -136,6 +137,11 @@ async fn answer_and_serve(
     bundle: &Path,
     stops: &tokio::sync::watch::Receiver<crate::processes::Stop>,
 ) -> Result<(), Failure> {
+    for process in fleet.processes() {
+        if let Some(backend) = &process.ready.backend {
+            output::note(format_args!("{}: linear layers on {backend}", process.name));
+        }
+    }
     answer(args, fleet).await?;
     if args.once {
         return Ok(());

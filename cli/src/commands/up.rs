@@ -67,7 +67,10 @@ pub async fn run(args: UpArgs, config: &Config, common: Vec<OsString>) -> Result
 fn describe(fleet: &Fleet) -> Result<(), Failure> {
     for process in fleet.processes() {
         let id = process.id().map(|id| format!(", process {id}")).unwrap_or_default();
-        output::note(format_args!("{} on http://{}{id}", process.name, process.ready.listen));
+        let ready = &process.ready;
+        let backend = ready.backend.as_ref().map(|name| format!(", linear layers on {name}"));
+        let backend = backend.unwrap_or_default();
+        output::note(format_args!("{} on http://{}{id}{backend}", process.name, ready.listen));
     }
     output::line(format!("serving on {}; Ctrl-C stops", fleet.endpoint()))
 }

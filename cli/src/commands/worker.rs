@@ -21,6 +21,7 @@ one wins. `rookery --dump-config` shows them all.
 Examples:
   rookery worker ./qwen-w8
   rookery worker ./qwen-w8 --control-plane plane.example:7072 --gateway-id shelf-3
+  rookery worker ./qwen-w8 --backend npu --config board.toml
   ROOKERY_WORKER__ENGINE__KV_CACHE=2GiB rookery worker ./qwen-w8"
 )]
 pub struct WorkerArgs {
@@ -133,10 +134,13 @@ pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr
         worker = Worker::start(config) => worker.or_fail(|| "the worker could not start".to_owned())?,
     };
     let address = worker.address();
+    // All engines of a process share one; the log says why it is this one.
+    let backend = worker.engines().next().map(|engine| engine.info().backend.clone());
     if supervised {
-        announce(&Ready { listen: address, link: None, prometheus })?;
+        announce(&Ready { listen: address, link: None, prometheus, backend })?;
     } else {
-        output::note(format_args!("serving on http://{address}; Ctrl-C stops"));
+        let backend = backend.map(|name| format!(", linear layers on {name}")).unwrap_or_default();
+        output::note(format_args!("serving on http://{address}{backend}; Ctrl-C stops"));
     }
     let failed = tokio::select! {
         biased;
