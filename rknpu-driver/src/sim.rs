@@ -32,6 +32,8 @@ mod pc;
 mod ppu;
 mod rdma;
 mod registers;
+#[cfg(test)]
+mod tests;
 
 pub use faults::FaultPlan;
 pub use kernel::{RocketNode, SimConfig, Simulation, VendorNode, device};

@@ -15,8 +15,11 @@ const BANK_ENTRIES: u32 = 512;
 /// Bytes of CBUF that a byte of a packed pixel takes (inferred from the banks that all vendor tasks of this kind ask for).
 const PACKED_EXPANSION: u64 = 4;
 
+/// Padding right and below is what the output's size leaves; as much as the fields for left and above can say.
+const MAX_PAD: usize = 15;
+
 /// The most accumulators that the simulator keeps at once; a vendor task has at most some 4 million.
-const MAX_ACCUMULATORS: usize = 1 << 26;
+const MAX_ACCUMULATORS: usize = 1 << 25;
 
 /// Number formats of the multipliers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +246,7 @@ impl Setting {
         let core = core_reg::dataout_size_0::DATAOUT_HEIGHT;
         equal(blocks, core, self.out_height - 1, "differs from CNA's output")?;
         let (last_x, last_y) = ((self.out_width - 1) * self.stride.0, (self.out_height - 1) * self.stride.1);
-        if last_x >= self.width + self.pad.0 || last_y >= self.height + self.pad.1 {
+        if last_x > self.width + self.pad.0 + MAX_PAD || last_y > self.height + self.pad.1 + MAX_PAD {
             return Err(SimError::illegal(
                 atomics,
                 pixels as u32,
