@@ -27,6 +27,7 @@ pub mod w4;
 mod work;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 pub use bind::{BindError, Binding, BoundMatmul, Operands};
@@ -88,8 +89,8 @@ impl MatmulPlan {
         let chains = tasks::chains(&shape, &choice, options, &blocks, &shares);
         let mut templates = HashMap::new();
         for task in chains.iter().flatten() {
-            if !templates.contains_key(&task.form) {
-                templates.insert(task.form, encode::encode(&task.form, &options.output)?);
+            if let Entry::Vacant(entry) = templates.entry(task.form) {
+                entry.insert(encode::encode(&task.form, &options.output)?);
             }
         }
         let options = options.clone();
@@ -159,7 +160,7 @@ impl MatmulPlan {
     /// regions lie.
     pub fn weight_regions(&self) -> Vec<Range<usize>> {
         match self.options.weights {
-            WeightOrder::Stored => vec![0..self.shape.inner_tiles()],
+            WeightOrder::Stored => std::iter::once(0..self.shape.inner_tiles()).collect(),
             WeightOrder::Sliced => self.choice.stacks.iter().map(Stack::range).collect(),
         }
     }

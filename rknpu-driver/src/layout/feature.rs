@@ -92,76 +92,91 @@ impl Cube {
         }
     }
 
-    /// Calls `take(first index, atom)` for the atoms that hold channels `first..first + len` of a pixel, indices counted
-    /// from 0; `first` is the first channel of an atom.
+    /// Reads int32 channels `first..` of neighbouring pixels, `pixel` on, into one row each; `add` adds to what is there. Rows are equally long.
+    /// Four rows at a time are faster than one: they share cache lines of the cube.
     ///
     /// # Panics
-    /// When the channels or the pixel are outside the cube or `bytes` is too short.
+    /// When the channels or pixels are outside the cube, `first` is not the first channel of an atom, or `bytes` is too short.
+    pub fn read_i32(&self, bytes: &[u8], pixel: usize, first: usize, rows: &mut [&mut [i32]], add: bool) {
+        let values = |atom: &[u8; ATOM]| -> [i32; 4] {
+            std::array::from_fn(|i| i32::from_le_bytes(std::array::from_fn(|byte| atom[4 * i + byte])))
+        };
+        match add {
+            false => self.read(bytes, pixel, first, rows, values, |_, new| new),
+            true => self.read(bytes, pixel, first, rows, values, i32::wrapping_add),
+        }
+    }
+
+    /// As [`read_i32`](Self::read_i32) for int16 channels.
+    ///
+    /// # Panics
+    /// As [`read_i32`](Self::read_i32).
+    pub fn read_i16(&self, bytes: &[u8], pixel: usize, first: usize, rows: &mut [&mut [i32]], add: bool) {
+        let values = |atom: &[u8; ATOM]| -> [i32; 8] {
+            std::array::from_fn(|i| i32::from(i16::from_le_bytes([atom[2 * i], atom[2 * i + 1]])))
+        };
+        match add {
+            false => self.read(bytes, pixel, first, rows, values, |_, new| new),
+            true => self.read(bytes, pixel, first, rows, values, i32::wrapping_add),
+        }
+    }
+
+    /// As [`read_i32`](Self::read_i32) for binary32 channels.
+    ///
+    /// # Panics
+    /// As [`read_i32`](Self::read_i32).
+    pub fn read_f32(&self, bytes: &[u8], pixel: usize, first: usize, rows: &mut [&mut [f32]], add: bool) {
+        let values = |atom: &[u8; ATOM]| -> [f32; 4] {
+            std::array::from_fn(|i| f32::from_le_bytes(std::array::from_fn(|byte| atom[4 * i + byte])))
+        };
+        match add {
+            false => self.read(bytes, pixel, first, rows, values, |_, new| new),
+            true => self.read(bytes, pixel, first, rows, values, |old, new| old + new),
+        }
+    }
+
+    /// As [`read_i32`](Self::read_i32) for int8 channels, which are never added.
+    ///
+    /// # Panics
+    /// As [`read_i32`](Self::read_i32).
+    pub fn read_i8(&self, bytes: &[u8], pixel: usize, first: usize, rows: &mut [&mut [i8]]) {
+        let values = |atom: &[u8; ATOM]| atom.map(|byte| byte as i8);
+        self.read(bytes, pixel, first, rows, values, |_, new| new);
+    }
+
     #[inline]
-    pub fn read(
+    fn read<T: Copy, const N: usize>(
         &self,
         bytes: &[u8],
         pixel: usize,
         first: usize,
-        len: usize,
-        mut take: impl FnMut(usize, &[u8; ATOM]),
+        rows: &mut [&mut [T]],
+        values: impl Fn(&[u8; ATOM]) -> [T; N],
+        put: impl Fn(T, T) -> T,
     ) {
+        let len = rows.first().map_or(0, |row| row.len());
         assert!(
-            pixel < self.pixels && first.is_multiple_of(self.atom) && first + len <= self.channels,
+            self.atom == N
+                && pixel + rows.len() <= self.pixels
+                && first.is_multiple_of(N)
+                && first + len <= self.channels
+                && rows.iter().all(|row| row.len() == len),
             "channels {first}.. of pixel {pixel} of {self:?}"
         );
-        let step = self.surface * ATOM;
+        let (step, line) = (self.surface * ATOM, rows.len() * ATOM);
         let mut at = self.atom_offset(pixel, first);
-        for index in (0..len).step_by(self.atom) {
-            let atom = bytes[at..at + ATOM].try_into().expect("the slice was made 16 bytes long");
-            take(index, atom);
+        for index in (0..len).step_by(N) {
+            let atoms = bytes[at..at + line].as_chunks::<ATOM>().0;
+            for (row, atom) in rows.iter_mut().zip(atoms) {
+                let new = values(atom);
+                if let Some(to) = row[index..].first_chunk_mut::<N>() {
+                    *to = std::array::from_fn(|i| put(to[i], new[i]));
+                } else {
+                    row[index..].iter_mut().zip(new).for_each(|(to, new)| *to = put(*to, new));
+                }
+            }
             at += step;
         }
-    }
-
-    /// Reads int32 channels `first..` of a pixel into `out`; `add` adds to what is there.
-    ///
-    /// # Panics
-    /// As [`read`](Self::read).
-    pub fn read_i32(&self, bytes: &[u8], pixel: usize, first: usize, out: &mut [i32], add: bool) {
-        self.read(bytes, pixel, first, out.len(), |index, atom| {
-            for (to, value) in out[index..].iter_mut().zip(atom.as_chunks::<4>().0) {
-                let value = i32::from_le_bytes(*value);
-                *to = if add { to.wrapping_add(value) } else { value };
-            }
-        });
-    }
-
-    /// As [`read_i32`](Self::read_i32) for int16 values.
-    pub fn read_i16(&self, bytes: &[u8], pixel: usize, first: usize, out: &mut [i32], add: bool) {
-        self.read(bytes, pixel, first, out.len(), |index, atom| {
-            for (to, value) in out[index..].iter_mut().zip(atom.as_chunks::<2>().0) {
-                let value = i32::from(i16::from_le_bytes(*value));
-                *to = if add { to.wrapping_add(value) } else { value };
-            }
-        });
-    }
-
-    /// As [`read_i32`](Self::read_i32) for binary32 values.
-    pub fn read_f32(&self, bytes: &[u8], pixel: usize, first: usize, out: &mut [f32], add: bool) {
-        self.read(bytes, pixel, first, out.len(), |index, atom| {
-            for (to, value) in out[index..].iter_mut().zip(atom.as_chunks::<4>().0) {
-                let value = f32::from_le_bytes(*value);
-                *to = if add { *to + value } else { value };
-            }
-        });
-    }
-
-    /// Reads int8 channels `first..` of a pixel into `out`.
-    ///
-    /// # Panics
-    /// As [`read`](Self::read).
-    pub fn read_i8(&self, bytes: &[u8], pixel: usize, first: usize, out: &mut [i8]) {
-        self.read(bytes, pixel, first, out.len(), |index, atom| {
-            for (to, &value) in out[index..].iter_mut().zip(atom) {
-                *to = value as i8;
-            }
-        });
     }
 }
 
@@ -189,7 +204,7 @@ mod tests {
             }
             for (pixel, row) in rows.chunks(inner).enumerate() {
                 let mut back = vec![1; cube.channels];
-                cube.read_i8(&bytes, pixel, 0, &mut back);
+                cube.read_i8(&bytes, pixel, 0, &mut [&mut back]);
                 prop_assert_eq!(&back[..inner], row);
                 prop_assert!(back[inner..].iter().all(|&value| value == 0));
             }
@@ -228,9 +243,9 @@ mod tests {
         let cube = Cube { pixels: 1, channels: 8, surface: 1, atom: 4 };
         let bytes: Vec<u8> = (0..8i32).flat_map(i32::to_le_bytes).collect();
         let mut out = [10; 4];
-        cube.read_i32(&bytes, 0, 4, &mut out, true);
+        cube.read_i32(&bytes, 0, 4, &mut [&mut out], true);
         assert_eq!(out, [14, 15, 16, 17]);
-        cube.read_i32(&bytes, 0, 0, &mut out, false);
+        cube.read_i32(&bytes, 0, 0, &mut [&mut out], false);
         assert_eq!(out, [0, 1, 2, 3]);
     }
 }

@@ -32,7 +32,9 @@ impl Cost {
     /// busiest core, which means more cores: measurements of streaming weights found a single core further from the
     /// memory's rate than the model has it.
     pub(crate) fn is_better(&self, other: &Cost) -> bool {
-        let weigh = |cost: &Cost| (cost.seconds + cost.host_seconds) * if cost.longer_than_vendors { 1.05 } else { 1.0 };
+        let weigh = |cost: &Cost| {
+            (cost.seconds + cost.host_seconds) * if cost.longer_than_vendors { 1.05 } else { 1.0 }
+        };
         let (mine, others) = (weigh(self), weigh(other));
         if (mine - others).abs() > others * 0.01 {
             return mine < others;

@@ -1,11 +1,53 @@
 //! Rows into the input buffer, results out of the output buffer.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::MatmulPlan;
 use super::tasks::Block;
 use crate::layout::Cube;
 use crate::shape::{Precision, TILE_COLUMNS};
+
+/// Rows read together: as many pixels as share a cache line of a cube.
+const TOGETHER: usize = 4;
+
+/// Results that lie in neighbouring channels of neighbouring pixels: some columns of some rows, of one slice of K.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    block: &'a Block,
+    /// First row, and how many.
+    row: usize,
+    rows: usize,
+    /// First column, and how many.
+    column: usize,
+    columns: usize,
+    /// Which of all slices of K.
+    slice: usize,
+    /// Where the first result is in the block's output cube.
+    pixel: usize,
+    channel: usize,
+}
+
+impl Run<'_> {
+    /// The block's cube in the output buffer.
+    fn bytes<'b>(&self, output: &'b [u8]) -> &'b [u8] {
+        &output[self.block.output_at..][..self.block.output.bytes()]
+    }
+
+    /// Calls `read` with the run's part of each of its rows.
+    fn with_rows<T>(&self, out: &mut [T], stride: usize, read: impl FnOnce(&mut [&mut [T]])) {
+        let end = out.len().min((self.row + self.rows) * stride);
+        let mut rows = out[self.row * stride..end].chunks_mut(stride);
+        let mut taken: [&mut [T]; TOGETHER] = Default::default();
+        for (taken, row) in taken.iter_mut().zip(&mut rows) {
+            *taken = &mut row[self.column..self.column + self.columns];
+        }
+        read(&mut taken[..self.rows]);
+    }
+}
+
+type IntegerReader = fn(&Cube, &[u8], usize, usize, &mut [&mut [i32]], bool);
 
 impl MatmulPlan {
     /// Packs int8 rows (for int4: values −8…7, one a byte), `stride` elements apart, into the input buffer's layout. Every byte of
@@ -57,30 +99,22 @@ impl MatmulPlan {
     /// # Panics
     /// When `bytes` or `out` is shorter than the shape needs, or the device does not write integer accumulators.
     pub fn read_output_i32(&self, bytes: &[u8], out: &mut [i32], stride: usize) {
-        let read = match self.shape.precision {
-            _ if self.options.is_requantised() => panic!("read_output_i32: {} writes int8", self.shape),
-            Precision::Int8 => Cube::read_i32,
-            Precision::Int4 => Cube::read_i16,
-            Precision::Fp16 => panic!("read_output_i32: {} writes binary32", self.shape),
-        };
+        let read = self.integer_reader();
         self.check_rows(out.len(), self.shape.outputs, stride);
-        self.read_output(bytes, |row, first, slice, cube, cube_bytes, pixel, channel, len| {
-            let out = &mut out[row * stride + first..][..len];
-            read(cube, cube_bytes, pixel, channel, out, slice > 0);
+        self.for_each_run(|run| {
+            run.with_rows(out, stride, |rows| {
+                read(&run.block.output, run.bytes(bytes), run.pixel, run.channel, rows, run.slice > 0);
+            });
         });
     }
 
-    /// Reads the sums of one slice of K (see [`slices`](Self::slices)) of an integer product, not added to others'.
+    /// Reads one row of the sums of one slice of K (see [`slices`](Self::slices)) of an integer product, not added to others'.
     ///
     /// # Panics
-    /// As [`read_output_i32`](Self::read_output_i32).
+    /// As [`read_output_i32`](Self::read_output_i32), or when there is no such slice or row.
     pub fn read_slice_i32(&self, bytes: &[u8], slice: usize, row: usize, out: &mut [i32]) {
         assert_eq!(out.len(), self.shape.outputs, "read_slice_i32: a row of {}", self.shape);
-        let read = match self.shape.precision {
-            Precision::Int4 => Cube::read_i16,
-            Precision::Int8 => Cube::read_i32,
-            Precision::Fp16 => panic!("read_slice_i32: {} writes binary32", self.shape),
-        };
+        let read = self.integer_reader();
         // Blocks are in the order of row tiles, then slices.
         let first = self.blocks.partition_point(|block| block.rows.end <= row);
         let tile = self.blocks[first..].iter().take(self.choice.stacks.len());
@@ -89,11 +123,9 @@ impl MatmulPlan {
         let Some(block) = holds.next() else {
             panic!("read_slice_i32: row {row}, slice {slice} of {}", self.shape);
         };
-        let within = slice - block.first_slice;
-        let pixel = within * block.rows.len() + row - block.rows.start;
-        let bytes = &bytes[block.output_at..][..block.output.bytes()];
-        self.runs(block, within, |first, channel, len| {
-            read(&block.output, bytes, pixel, channel, &mut out[first..first + len], false);
+        self.for_each_run_of(block, slice - block.first_slice, row..row + 1, &mut |run| {
+            let row = &mut out[run.column..][..run.columns];
+            read(&block.output, run.bytes(bytes), run.pixel, run.channel, &mut [row], false);
         });
     }
 
@@ -104,9 +136,10 @@ impl MatmulPlan {
     pub fn read_output_f32(&self, bytes: &[u8], out: &mut [f32], stride: usize) {
         assert_eq!(self.shape.precision, Precision::Fp16, "read_output_f32: {}", self.shape);
         self.check_rows(out.len(), self.shape.outputs, stride);
-        self.read_output(bytes, |row, first, slice, cube, cube_bytes, pixel, channel, len| {
-            let out = &mut out[row * stride + first..][..len];
-            cube.read_f32(cube_bytes, pixel, channel, out, slice > 0);
+        self.for_each_run(|run| {
+            run.with_rows(out, stride, |rows| {
+                run.block.output.read_f32(run.bytes(bytes), run.pixel, run.channel, rows, run.slice > 0);
+            });
         });
     }
 
@@ -117,43 +150,55 @@ impl MatmulPlan {
     pub fn read_output_i8(&self, bytes: &[u8], out: &mut [i8], stride: usize) {
         assert!(self.options.is_requantised(), "read_output_i8: {} writes accumulators", self.shape);
         self.check_rows(out.len(), self.shape.outputs, stride);
-        self.read_output(bytes, |row, first, _, cube, cube_bytes, pixel, channel, len| {
-            cube.read_i8(cube_bytes, pixel, channel, &mut out[row * stride + first..][..len]);
+        self.for_each_run(|run| {
+            run.with_rows(out, stride, |rows| {
+                run.block.output.read_i8(run.bytes(bytes), run.pixel, run.channel, rows);
+            });
         });
     }
 
-    /// Calls `take(row, first column, slice, cube, its bytes, pixel, channel, columns)` for every run of columns that lie in neighbouring
-    /// channels, slices of a row in the order of K.
-    fn read_output(
-        &self,
-        bytes: &[u8],
-        mut take: impl FnMut(usize, usize, usize, &Cube, &[u8], usize, usize, usize),
-    ) {
+    fn integer_reader(&self) -> IntegerReader {
+        match self.shape.precision {
+            _ if self.options.is_requantised() => panic!("{} writes int8, not int32", self.shape),
+            Precision::Int8 => Cube::read_i32,
+            Precision::Int4 => Cube::read_i16,
+            Precision::Fp16 => panic!("{} writes binary32, not int32", self.shape),
+        }
+    }
+
+    /// Every run of results; those of a row come in the order of K.
+    fn for_each_run(&self, mut take: impl FnMut(&Run<'_>)) {
         for block in &self.blocks {
-            let bytes = &bytes[block.output_at..][..block.output.bytes()];
             for slice in 0..block.stack.slices {
-                for (index, row) in block.rows.clone().enumerate() {
-                    let pixel = slice * block.rows.len() + index;
-                    self.runs(block, slice, |first, channel, len| {
-                        let slice = block.first_slice + slice;
-                        take(row, first, slice, &block.output, bytes, pixel, channel, len);
-                    });
+                for first in block.rows.clone().step_by(TOGETHER) {
+                    let rows = first..block.rows.end.min(first + TOGETHER);
+                    self.for_each_run_of(block, slice, rows, &mut take);
                 }
             }
         }
     }
 
-    /// Calls `take(first column, channel, columns)` for the columns of one slice: all at once where slices are not stacked, else kernel group
-    /// by kernel group.
-    fn runs(&self, block: &Block, slice: usize, mut take: impl FnMut(usize, usize, usize)) {
+    /// The runs of some rows of one slice: one where slices are not stacked, else one a kernel group.
+    fn for_each_run_of(
+        &self,
+        block: &Block,
+        slice: usize,
+        rows: Range<usize>,
+        take: &mut impl FnMut(&Run<'_>),
+    ) {
         let (outputs, slices) = (self.shape.outputs, block.stack.slices);
+        let pixel = slice * block.rows.len() + rows.start - block.rows.start;
+        let (row, rows, slice_of_all) = (rows.start, rows.len(), block.first_slice + slice);
+        let run =
+            Run { block, row, rows, column: 0, columns: outputs, slice: slice_of_all, pixel, channel: 0 };
         if slices == 1 {
-            return take(0, 0, outputs);
+            return take(&run);
         }
-        let rows = self.shape.precision.tile_rows();
+        let group_rows = self.shape.precision.tile_rows();
         for group in 0..self.shape.groups() {
-            let first = group * rows;
-            take(first, (group * slices + slice) * rows, rows.min(outputs - first));
+            let column = group * group_rows;
+            let channel = (group * slices + slice) * group_rows;
+            take(&Run { column, channel, columns: group_rows.min(outputs - column), ..run });
         }
     }
 

@@ -142,7 +142,7 @@ fn execute(plan: &MatmulPlan, tiles: &[i8], input: &[u8]) -> Vec<u8> {
         let (size, block) = (task.form.size, &plan.blocks[task.block]);
         let mut features = vec![0i8; size.columns()];
         for pixel in 0..size.pixels {
-            block.input.read_i8(&input[block.input_at..], pixel, 0, &mut features);
+            block.input.read_i8(&input[block.input_at..], pixel, 0, &mut [&mut features]);
             for kernel in 0..size.kernels() {
                 let tile = task.weights_at + kernel / 32 * size.tiles * 1024 + kernel % 32 * 32;
                 let products = (0..size.columns())
