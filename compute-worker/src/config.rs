@@ -187,6 +187,14 @@ pub(crate) struct ValidLink {
 }
 
 impl WorkerConfig {
+    /// What decides where linear layers are computed, for [`crate::backend::Backends::open`].
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be used.
+    pub fn backend(&self) -> Result<BackendSettings, ConfigError> {
+        Ok(BackendSettings { choice: self.engine.backend, npu: self.npu.validate()? })
+    }
+
     /// Checks every setting and fills in what depends on the machine.
     ///
     /// # Errors
@@ -195,6 +203,7 @@ impl WorkerConfig {
         if self.bundles.is_empty() {
             return Err(ConfigError::NoBundle);
         }
+        let backend = self.backend()?;
         let gateway_id = self.gateway_id.unwrap_or_else(host_name);
         if !is_gateway_id(&gateway_id) {
             return Err(ConfigError::GatewayId(gateway_id));
@@ -205,7 +214,7 @@ impl WorkerConfig {
             gateway_id,
             bundles: self.bundles,
             drain_timeout: self.drain_timeout,
-            backend: BackendSettings { choice: self.engine.backend, npu: self.npu.validate()? },
+            backend,
             engine: self.engine.validate()?,
             link: self.link.validate(&connection)?,
             limits: self.server,

@@ -58,13 +58,20 @@ pub fn tiny() -> anyhow::Result<Arc<Packed>> {
 /// # Errors
 /// When importing or packing fails.
 pub fn pack_tiny(architecture: &str, name: &str) -> anyhow::Result<Packed> {
+    pack_recipe(architecture, name, Recipe::W8)
+}
+
+/// The same by another recipe.
+///
+/// # Errors
+/// When importing or packing fails.
+pub fn pack_recipe(architecture: &str, name: &str, recipe: Recipe) -> anyhow::Result<Packed> {
     let fixture =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny").join(architecture).with_extension("gguf");
     let source = source::open(&fixture).with_context(|| format!("import {fixture:?}"))?;
     let folder = TempDir::with_prefix("rookery-tests-")?;
     let path = folder.path().join(name);
-    let options =
-        PackOptions { name: name.to_owned(), recipe: Recipe::W8, threads: 2, ..PackOptions::default() };
+    let options = PackOptions { name: name.to_owned(), recipe, threads: 2, ..PackOptions::default() };
     pack(source.as_ref(), &options, &path, &NoProgress).with_context(|| format!("pack {fixture:?}"))?;
     Ok(Packed { _folder: folder, path })
 }

@@ -21,7 +21,8 @@ use crate::{
     within,
 };
 
-const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+/// Any free port of this machine.
+pub const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 /// A control plane with settings for tests: port 0, quick heartbeats, short waits.
 ///

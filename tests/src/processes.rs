@@ -47,6 +47,20 @@ pub fn rookery() -> anyhow::Result<Command> {
     Ok(command)
 }
 
+/// The library that puts a simulated NPU where programs look for the device's node, beside this test's own binary.
+///
+/// # Errors
+/// Says how to build it if it is not there.
+pub fn simulated_node() -> anyhow::Result<PathBuf> {
+    let library = binary()?.with_file_name("librknpu_sim.so");
+    if !library.is_file() {
+        bail!(
+            "{library:?} is not there; `cargo build --release -p rknpu-sim-preload` makes it, and so does tests/run"
+        );
+    }
+    Ok(library)
+}
+
 /// A serving process, killed when dropped.
 pub struct Serving {
     child: Child,
@@ -64,8 +78,21 @@ impl Serving {
     /// # Errors
     /// When it does not get that far.
     pub async fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(arguments, &[]).await
+    }
+
+    /// The same with variables.
+    ///
+    /// # Errors
+    /// When it does not get that far.
+    pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let mut command = rookery()?;
-        command.args(arguments).arg("--supervised").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .envs(variables.iter().copied())
+            .args(arguments)
+            .arg("--supervised")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let what = format!("rookery {}", arguments.join(" "));
         let mut child = command.spawn().with_context(|| format!("start {what}"))?;
         let stdin = child.stdin.take().context("standard input is piped")?;

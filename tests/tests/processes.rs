@@ -13,7 +13,7 @@ use rookery_tests::{
     bundles::{MODEL, tiny},
     client::{Client, client, generate, text},
     otlp::{Collector, Received},
-    processes::{ProcessFleet, rookery},
+    processes::{ProcessFleet, Serving, rookery, simulated_node},
     within,
 };
 
@@ -144,4 +144,59 @@ async fn a_killed_worker_costs_at_most_the_streams_it_had_begun() {
     assert!(lost <= 4, "{lost} generations were lost, and only 4 can have run");
     fleet.until_gateways(1).await;
     assert_eq!(generate(&client(address), text("The rooks", 100)).await.unwrap().gateway(), "gw-0");
+}
+
+/// Starts a worker of the tiny model with these flags and variables.
+async fn worker(flags: &[&str], variables: &[(&str, &str)]) -> Serving {
+    let packed = tiny().unwrap();
+    let bundle = packed.path().to_str().unwrap();
+    let own = ["worker", bundle, "--listen", "127.0.0.1:0", "--gateway-id", "gw-0", "--threads", "1"];
+    Serving::start_with(&[&own[..], &["--kv-cache", "4MiB"], flags].concat(), variables).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_generates_on_the_simulated_nodes_of_both_drivers() {
+    let request = || text("The rooks came back", 24);
+    let processor = worker(&["--backend", "cpu"], &[]).await;
+    let expected = generate(&client(processor.listen), request()).await.unwrap().token_ids;
+    let library = simulated_node().unwrap();
+    let library = library.to_str().unwrap();
+    // With --backend npu a worker starts only if the node is there and the self-check over it passes.
+    for (interface, faults) in
+        [("vendor", ""), ("rocket", ""), ("vendor", "seed=3,flip%7"), ("rocket", "seed=4,flip%7")]
+    {
+        let variables = [("LD_PRELOAD", library), ("RKNPU_SIM", interface), ("RKNPU_SIM_FAULTS", faults)];
+        // The self-check's own results must not be spoilt.
+        let backend = if faults.is_empty() { "npu" } else { "auto" };
+        let worker = worker(&["--backend", backend], &variables).await;
+        let answer = generate(&client(worker.listen), request()).await.unwrap();
+        assert_eq!(answer.token_ids, expected, "{interface} {faults}");
+    }
+}
+
+#[tokio::test]
+async fn a_step_on_an_npu_is_one_span_with_sums() {
+    let collector = Collector::start().await.unwrap();
+    let endpoint = collector.endpoint();
+    let worker = worker(&["--backend", "npu-sim", "--otlp-endpoint", &endpoint], &[]).await;
+    let answer = generate(&client(worker.listen), text("The rooks came back", 5)).await.unwrap();
+    let steps = answer.token_ids.len();
+    let enough = |spans: &[Received]| {
+        !named(spans, span::GENERATE).is_empty() && named(spans, span::NPU_STEP).len() >= steps
+    };
+    let spans = collector.until("a span of every step", enough).await;
+    let found = named(&spans, span::NPU_STEP);
+    assert_eq!(found.len(), steps, "one for the prompt and its token, one for each further token");
+    let phase = |name| named(&spans, name)[0].span.span_id.clone();
+    let parents = [phase(span::PREFILL), phase(span::DECODE)];
+    for step in found {
+        assert!(parents.contains(&step.span.parent_span_id));
+        for name in
+            [attribute::NPU_JOBS, attribute::NPU_TASKS, attribute::NPU_BYTES, attribute::NPU_SIMULATED_CYCLES]
+        {
+            assert!(step.integer(name).is_some_and(|sum| sum > 0), "{name}");
+        }
+        assert_eq!(step.integer(attribute::NPU_FALLBACKS), Some(0));
+        assert!(step.text(attribute::BACKEND).starts_with("npu-sim/vendor"));
+    }
 }

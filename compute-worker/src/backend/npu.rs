@@ -137,6 +137,15 @@ impl NpuBackend {
         }
     }
 
+    /// Leaves products that the driver cannot compute to the processor, from now on.
+    fn exclude(&mut self, a: &Activations, jobs: &[LinearJob<'_>], error: &NpuError) {
+        let error = super::choice::chain(error);
+        tracing::warn!(error, "the NPU's driver has no way to compute a product; the processor will");
+        for job in jobs {
+            self.cost.exclude(call::product(a, &job.weights));
+        }
+    }
+
     /// Computes a call as it was divided.
     fn compute(
         &mut self,
@@ -369,7 +378,11 @@ impl Backend for NpuBackend {
         match self.compute(pool, a, jobs, &division) {
             Ok(()) => self.faults.succeeded(),
             Err(error) => {
-                self.failed(error.kind(), &error);
+                if error.is_fault() {
+                    self.failed(error.kind(), &error);
+                } else {
+                    self.exclude(a, jobs, &error);
+                }
                 self.report.fallbacks += 1;
                 self.kernels.linear(pool, a, jobs);
             }

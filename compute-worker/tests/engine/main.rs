@@ -5,6 +5,7 @@ mod faults;
 mod identity;
 mod lifecycle;
 mod npu;
+mod npu_faults;
 mod outcomes;
 mod support;
 mod threaded;

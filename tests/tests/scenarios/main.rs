@@ -6,6 +6,7 @@ mod cancel;
 mod drain;
 mod generate;
 mod hostile;
+mod npu;
 mod protocols;
 mod refusals;
 mod routing;

@@ -63,9 +63,7 @@ impl Division {
                 cpu_from.push(0);
                 continue;
             };
-            let (form, outputs) = (form(weights), weights.rows());
-            let product = Product { rows: a.rows(), inner: a.cols(), outputs, form };
-            let decision = cost.decide(product, threads);
+            let decision = cost.decide(product(a, weights), threads);
             cpu_from.push(decision.on_npu);
             if decision.on_npu > 0 {
                 pieces.extend(pieces_of(index, &decision, place, weights));
@@ -80,8 +78,13 @@ impl Division {
     }
 }
 
+/// The product of activations with weights.
+pub(super) fn product(a: &Activations, weights: &Weights<'_>) -> Product {
+    Product { rows: a.rows(), inner: a.cols(), outputs: weights.rows(), form: form(weights) }
+}
+
 /// How weights are stored.
-pub(super) fn form(weights: &Weights<'_>) -> Form {
+fn form(weights: &Weights<'_>) -> Form {
     match weights {
         Weights::W8(_) => Form::W8,
         Weights::W4(_) => Form::W4,

@@ -45,6 +45,24 @@ pub enum NpuError {
 }
 
 impl NpuError {
+    /// Whether it is the device that failed. Otherwise the driver has no way to compute such a product, and never will.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Self::Plan(_) => false,
+            Self::Bind(error) => matches!(
+                error,
+                BindError::Allocate(_) | BindError::Write(_) | BindError::Job(_) | BindError::NoDomain(_)
+            ),
+            Self::Open(_)
+            | Self::SelfCheck { .. }
+            | Self::Allocate(_)
+            | Self::Access(_)
+            | Self::Job(_)
+            | Self::WrongResult
+            | Self::Waiter => true,
+        }
+    }
+
     /// What the state machine, metrics and spans call it.
     pub fn kind(&self) -> FaultKind {
         match self {

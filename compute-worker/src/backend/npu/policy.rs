@@ -8,7 +8,7 @@
 //! ```
 //! All of it is estimates of time; a wrong one costs time and changes no result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rknpu_driver::timing::{self, Board, MacFormat, TaskWork};
 
@@ -73,6 +73,8 @@ pub struct CostModel {
     policy: NpuPolicy,
     threads: usize,
     decisions: HashMap<Product, Decision>,
+    /// Products that the driver cannot plan, left to the processor whatever the policy.
+    excluded: HashSet<Product>,
 }
 
 /// Shapes whose decisions are kept: M changes from step to step, everything else is the model's.
@@ -90,7 +92,14 @@ impl CostModel {
         }
         board.submit_overhead = settings.submit_overhead.unwrap_or(board.submit_overhead);
         board.task_overhead = settings.task_overhead.unwrap_or(board.task_overhead);
-        Self { board, cpu: settings.clone(), policy, threads: 1, decisions: HashMap::new() }
+        Self {
+            board,
+            cpu: settings.clone(),
+            policy,
+            threads: 1,
+            decisions: HashMap::new(),
+            excluded: HashSet::new(),
+        }
     }
 
     /// The board that it assumes.
@@ -112,8 +121,17 @@ impl CostModel {
         decision
     }
 
+    /// From now on the processor computes `product`.
+    pub fn exclude(&mut self, product: Product) {
+        self.decisions.remove(&product);
+        self.excluded.insert(product);
+    }
+
     fn compare(&self, product: &Product) -> Decision {
         let (whole, way) = self.npu(product);
+        if self.excluded.contains(product) {
+            return Decision { on_npu: 0, way };
+        }
         match self.policy {
             NpuPolicy::Cpu => Decision { on_npu: 0, way },
             NpuPolicy::Npu => Decision { on_npu: product.outputs, way },
