@@ -11,6 +11,8 @@
 //! the same reading with the vendor's results. The cube is worked off in chunks of pixels that fit into a cache; nothing
 //! is allocated in proportion to what a stream asks for.
 
+#[cfg(test)]
+pub(crate) mod bench;
 mod config;
 mod element_wise;
 mod floating;
@@ -117,7 +119,8 @@ impl<'a> Task<'a> {
                 let reason = format!("DPU_RDMA reads {size:?} for an output of {width} x {height} x {channels}");
                 return Err(SimError::illegal(dpu_rdma::RDMA_DATA_CUBE_WIDTH, size.width as u32 - 1, reason));
             }
-            if integer == main.precision.is_float() && !(integer && input == Precision::Int16) {
+            let raw = integer && input == Precision::Int16 && main.precision.bytes() == 2;
+            if integer == main.precision.is_float() && !raw {
                 let mode = Setting::read(self.blocks, dpu_rdma::RDMA_FEATURE_MODE_CFG)?;
                 return Err(mode.undecoded("integer arithmetic on floats, or the other way round"));
             }
@@ -294,3 +297,6 @@ fn maxima(
     work.write_bytes += packed.finish()? as u64;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

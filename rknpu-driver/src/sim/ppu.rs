@@ -371,3 +371,6 @@ fn from_fp17(bits: u32) -> f32 {
     let magnitude = (1.0 + (bits & 0x3ff) as f32 / 1024.0) * 2f32.powi(exponent as i32 - 31);
     if bits >> 16 & 1 == 1 { -magnitude } else { magnitude }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use crate::sim::registers::Blocks;
 use crate::sim::{Memory, SimError};
 
 /// Largest cube that one task may walk, in elements: 2^28 are seconds of simulation and more than any buffer holds.
-const MAX_ELEMENTS: usize = 1 << 28;
+pub(super) const MAX_ELEMENTS: usize = 1 << 28;
 
 /// Arithmetic of the stages, by PROC_PRECISION.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! begins SURFACE_ADD further on (vendor streams set SURFACE_ADD to exactly those surfaces, except where a re-layout
 //! steps otherwise). Lines end in NOTCH_ADDR pixels that are left alone.
 
-use super::config::Shape;
+use super::config::{MAX_ELEMENTS, Shape};
 use super::layout::Layout;
 use super::setting::Setting;
 use crate::regcmd::registers::dpu;
@@ -55,7 +55,11 @@ impl Output {
         let line = (width + notches.bits(notch::NOTCH_ADDR_0) as usize) * ATOM;
         // The address registers hold bytes whose low four bits are zero.
         let bytes = |register| Ok(i64::from(blocks.get(register)? & !0xf));
-        let channels = blocks.field(wdma_size_0::CHANNEL_WDMA)? as usize + 1;
+        let channels = Setting::read(blocks, dpu::WDMA_SIZE_0)?;
+        let surfaces = channels.size(wdma_size_0::CHANNEL_WDMA).div_ceil(shape.output.lanes());
+        if shape.pixels().saturating_mul(surfaces * shape.output.lanes()) > MAX_ELEMENTS {
+            return Err(channels.illegal(format!("a cube of more than {MAX_ELEMENTS} elements")));
+        }
         Ok(Self {
             window: blocks.window(dpu::DST_BASE_ADDR, memory)?,
             raster: Raster { width, line: line as i64 },
@@ -63,7 +67,7 @@ impl Output {
             surface: bytes(dpu::DST_SURF_STRIDE)?,
             group: sizes[0],
             group_step: bytes(dpu::SURFACE_ADD)?,
-            surfaces: channels.div_ceil(shape.output.lanes()),
+            surfaces,
             real_channels: shape.real_channels,
             precision: shape.output,
             pad: shape.pad,
