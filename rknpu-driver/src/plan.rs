@@ -44,6 +44,9 @@ use crate::regcmd::{self, AddressSlot, EncodedTask, Program, ProgramOptions};
 use crate::shape::{MatmulShape, Precision, TILE_COLUMNS};
 use crate::timing::TaskWork;
 
+/// Most tasks of a core: their commands take 220 MB.
+const MOST_TASKS: u64 = 1 << 18;
+
 /// How one matrix product is computed.
 #[derive(Debug)]
 pub struct MatmulPlan {
@@ -70,15 +73,9 @@ impl MatmulPlan {
         let shape = MatmulShape::new(shape.rows, shape.inner, shape.outputs, shape.precision)?;
         check(&shape, options)?;
         let (choice, cost) = choose::choose(&shape, options).ok_or(PlanError::NoFit { shape })?;
-        Self::of_choice(shape, options, choice, cost)
-    }
-
-    fn of_choice(
-        shape: MatmulShape,
-        options: &PlanOptions,
-        choice: Choice,
-        cost: Cost,
-    ) -> Result<Self, PlanError> {
+        if cost.work.tasks > MOST_TASKS {
+            return Err(PlanError::TooManyTasks { shape, tasks: cost.work.tasks, limit: MOST_TASKS });
+        }
         let (blocks, shares) = tasks::blocks(&shape, &choice, options);
         let input_bytes = blocks.last().map_or(0, |block| block.input_at + block.input.bytes());
         let output_bytes = blocks.last().map_or(0, |block| block.output_at + block.output.bytes());
@@ -207,7 +204,7 @@ impl MatmulPlan {
         let operands_at =
             task.groups.start * self.shape.precision.tile_rows() * task.form.size.stage.operand_bytes();
         for relocation in &mut encoded.relocations {
-            // `of_choice` checked that every buffer is shorter than 4 GiB.
+            // `new` checked that every buffer is shorter than 4 GiB.
             relocation.offset = match relocation.slot {
                 AddressSlot::Feature => self.blocks[task.block].input_at,
                 AddressSlot::Weights => task.weights_at,

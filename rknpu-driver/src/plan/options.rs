@@ -146,6 +146,16 @@ pub enum PlanError {
         /// Bytes of the largest buffer.
         bytes: u64,
     },
+    /// So many tasks that their commands alone would fill memory.
+    #[error("{shape}: {tasks} tasks on one core, at most {limit} are planned")]
+    TooManyTasks {
+        /// What was to be planned.
+        shape: MatmulShape,
+        /// Tasks of the busiest core.
+        tasks: u64,
+        /// The most that are planned.
+        limit: u64,
+    },
     /// No way to cut the product keeps the limits given.
     #[error("{shape}: no cut of the product keeps the limits")]
     NoFit {

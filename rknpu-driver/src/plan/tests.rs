@@ -174,6 +174,32 @@ proptest! {
     }
 
     #[test]
+    fn wild_shapes_and_options_get_a_plan_or_an_error(
+        precision in precisions(),
+        sides in prop::array::uniform3(0usize..40),
+        cores in 0usize..5,
+        limits in prop::array::uniform5(prop::sample::select(&[0usize, 1, 31, 64, 500, 2047, 9000, 1 << 40][..])),
+        slice in prop::option::of(prop::sample::select(&[0usize, 32, 128, 129, 480, 1 << 30][..])),
+        rate in prop::sample::select(&[0.0, 1.0, 1e9, f64::INFINITY, f64::NAN][..]),
+        requantised: bool,
+    ) {
+        let [rows, inner, outputs] = sides.map(|bits| (1usize << bits).wrapping_mul(3) >> 2);
+        let shape = MatmulShape { rows, inner, outputs, precision };
+        let [int8_inner, fp16_inner, int4_inner, outputs, rows] = limits;
+        let mut options = PlanOptions { cores, slice, ..PlanOptions::default() };
+        options.limits = Limits { int8_inner, fp16_inner, int4_inner, outputs, rows, ..Limits::default() };
+        options.board.ddr_bytes_per_s = rate;
+        if requantised {
+            let requantise = Requantise { scale: 1, shift: 63, offset: i32::MIN, per_channel: true };
+            options.output = OutputStage::Requantised(requantise);
+        }
+        // Small limits make millions of tasks of large shapes: refused before they are made.
+        if let Ok(plan) = MatmulPlan::new(shape, &options) {
+            prop_assert!(plan.input_bytes() < 1 << 32 && plan.task_count() <= 3 << 18);
+        }
+    }
+
+    #[test]
     fn tasks_compute_the_product((shape, options) in problems(40, 600, 200), seed: u64) {
         let shape = MatmulShape { precision: Precision::Int8, ..shape };
         let plan = MatmulPlan::new(shape, &options).expect("a small shape has a plan");
