@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut summary = suite::Summary::default();
-    match suite::run(folder, &mut |line| print(line), &mut summary) {
+    match suite::run(folder, 0, &mut |line| print(line), &mut summary) {
         Ok(()) if summary.failed == 0 && summary.passed > 0 => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
         Err(error) => {

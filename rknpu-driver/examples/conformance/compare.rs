@@ -15,7 +15,7 @@
 
 use super::vector::{Approximation, Tensor, Values, Vector};
 
-/// Units in the last place of fp16 that any result may differ by.
+/// Units in the last place of fp16 or bf16 that any result may differ by.
 const ULPS: f32 = 2.0;
 
 /// Parts of the largest value that sums may differ by.
@@ -48,7 +48,7 @@ struct Rule {
     relative: f32,
 }
 
-const VENDOR: &[&str] = &["simq", "simf16", "simf32"];
+const VENDOR: &[&str] = &["simq", "simf16", "simbf16", "simf32"];
 
 /// Compares the outputs of a test with what is expected; says what was compared.
 pub(crate) fn check(vector: &Vector, test: usize, outputs: &[(Tensor, Values)]) -> Result<String, String> {
@@ -60,7 +60,7 @@ pub(crate) fn check(vector: &Vector, test: usize, outputs: &[(Tensor, Values)]) 
             for kind in rule.arrays {
                 let Some(expected) = vector.values(&format!("{name}.{kind}")) else { continue };
                 let differing =
-                    compare(&tensor.name, values, &expected, rule).map_err(|why| format!("{kind}: {why}"))?;
+                    compare(tensor, values, &expected, rule).map_err(|why| format!("{kind}: {why}"))?;
                 notes.push(match differing {
                     0 => (*kind).to_owned(),
                     count => format!("{kind} ({count} of {} within tolerance)", values.len()),
@@ -98,14 +98,15 @@ fn rules(vector: &Vector, output: &str) -> Vec<Rule> {
 }
 
 /// Number of elements that differ, all within the rule; else the first that is outside, or that there are too many.
-fn compare(tensor: &str, values: &Values, expected: &Values, rule: Rule) -> Result<usize, String> {
+fn compare(tensor: &Tensor, values: &Values, expected: &Values, rule: Rule) -> Result<usize, String> {
+    let (name, bits) = (tensor.name.as_str(), if tensor.dtype == "bf16" { 7 } else { 10 });
     if values.len() != expected.len() {
-        return Err(format!("{tensor} has {} elements, {} are expected", values.len(), expected.len()));
+        return Err(format!("{name} has {} elements, {} are expected", values.len(), expected.len()));
     }
     match (values, expected) {
-        (Values::Integers(values), Values::Integers(expected)) => integers(tensor, values, expected, rule),
-        (Values::Floats(values), Values::Floats(expected)) => floats(tensor, values, expected, rule),
-        _ => Err(format!("{tensor} is of another kind than what is expected")),
+        (Values::Integers(values), Values::Integers(expected)) => integers(name, values, expected, rule),
+        (Values::Floats(values), Values::Floats(expected)) => floats(name, values, expected, rule, bits),
+        _ => Err(format!("{name} is of another kind than what is expected")),
     }
 }
 
@@ -125,10 +126,10 @@ fn integers(tensor: &str, values: &[i64], expected: &[i64], rule: Rule) -> Resul
     }
 }
 
-fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule) -> Result<usize, String> {
+fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule, bits: i32) -> Result<usize, String> {
     let largest = expected.iter().filter(|value| value.is_finite()).fold(0.0f32, |a, b| a.max(b.abs()));
     let within = |a: f32, b: f32| {
-        let tolerance = (ULPS * ulp(b)).max(largest * rule.absolute).max(b.abs() * rule.relative);
+        let tolerance = (ULPS * ulp(b, bits)).max(largest * rule.absolute).max(b.abs() * rule.relative);
         a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance
     };
     let mut pairs = values.iter().zip(expected).enumerate();
@@ -138,10 +139,8 @@ fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule) -> Result<
     }
 }
 
-/// The distance of neighbouring fp16 values at `value`.
-fn ulp(value: f32) -> f32 {
+/// The distance of neighbouring values of a format with this many bits of fraction at `value`.
+fn ulp(value: f32, bits: i32) -> f32 {
     const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
-    const FRACTION: f32 = 1024.0;
-    let magnitude = value.abs().max(SMALLEST_NORMAL);
-    2.0f32.powi(magnitude.log2().floor() as i32) / FRACTION
+    2.0f32.powi(value.abs().max(SMALLEST_NORMAL).log2().floor() as i32 - bits)
 }

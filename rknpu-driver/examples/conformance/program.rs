@@ -16,10 +16,6 @@ use super::vector::{self, Tensor, Values, Vector};
 /// tables leave their addresses 0), so a page is mapped there.
 const FIRST: u32 = 0x10_0000;
 
-/// What the arena of inputs, outputs and intermediate results holds before. The compiler's transposes read rows that
-/// nobody wrote and drop them again; whatever is there must not reach an output.
-const GARBAGE: u8 = 0x5a;
-
 /// Why a programme did not run to its end.
 #[derive(Debug, Error)]
 pub(crate) enum RunError {
@@ -64,8 +60,13 @@ pub(crate) struct Placed {
 }
 
 /// Runs the programme for `cores` cores with the inputs of a test; returns the output tensors' elements in NCHW.
-pub(crate) fn run(vector: &Vector, cores: usize, test: usize) -> Result<Vec<(Tensor, Values)>, RunError> {
-    let placed = place(vector)?;
+pub(crate) fn run(
+    vector: &Vector,
+    cores: usize,
+    test: usize,
+    fill: u8,
+) -> Result<Vec<(Tensor, Values)>, RunError> {
+    let placed = place(vector, fill)?;
     for id in &vector.inputs {
         let tensor = vector.tensor(*id)?;
         let name = format!("t{test}.in.{}", tensor.name);
@@ -101,7 +102,7 @@ pub(crate) fn run(vector: &Vector, cores: usize, test: usize) -> Result<Vec<(Ten
 }
 
 /// Buffers with their contents, and the stream with its addresses.
-fn place(vector: &Vector) -> Result<Placed, RunError> {
+fn place(vector: &Vector, fill: u8) -> Result<Placed, RunError> {
     let memory = Memory::new(Options::default().unwritten);
     let scratch = Arc::new(Backing::new(1)?);
     scratch.mark_written(0..scratch.len());
@@ -111,7 +112,7 @@ fn place(vector: &Vector) -> Result<Placed, RunError> {
     let arena = vector.tensors.iter().filter(|tensor| in_arena(tensor));
     let arena_bytes = arena.map(|tensor| tensor.offset + tensor.bytes.max(1)).max().unwrap_or(1);
     let arena = placed.buffer(&mut next, arena_bytes)?;
-    placed.write(arena, &vec![GARBAGE; arena_bytes], "arena")?;
+    placed.write(arena, &vec![fill; arena_bytes], "arena")?;
     for tensor in &vector.tensors {
         if in_arena(tensor) {
             placed.bases.insert(tensor.id, arena + tensor.offset as u32);

@@ -33,14 +33,22 @@ enum Outcome {
 }
 
 /// Runs all vectors of a folder, with a line for each and a last one with the numbers.
-pub(crate) fn run(folder: &Path, print: &mut dyn FnMut(&str), summary: &mut Summary) -> Result<(), String> {
+///
+/// `fill` is what the arena of inputs, outputs and intermediate results holds before. The compiler's transposes read rows
+/// that nobody wrote and drop them again; a kernel's fresh pages are zero, and any other value must give the same.
+pub(crate) fn run(
+    folder: &Path,
+    fill: u8,
+    print: &mut dyn FnMut(&str),
+    summary: &mut Summary,
+) -> Result<(), String> {
     let files = vectors(folder)?;
     if files.is_empty() {
         return Err(format!("{} holds no vectors", folder.display()));
     }
     for file in files {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let line = match judge(&file) {
+        let line = match judge(&file, fill) {
             Outcome::Passed(how) => {
                 summary.passed += 1;
                 format!("{name}: passed: {how}")
@@ -73,7 +81,7 @@ fn vectors(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-fn judge(file: &Path) -> Outcome {
+fn judge(file: &Path, fill: u8) -> Outcome {
     let mut vector = match Vector::load(file) {
         Ok(vector) => vector,
         Err(error) => return Outcome::Failed(error),
@@ -85,7 +93,7 @@ fn judge(file: &Path) -> Outcome {
     }
     let mut notes = Vec::new();
     for test in 0..vector.tests() {
-        match judge_test(&vector, test) {
+        match judge_test(&vector, test, fill) {
             Ok(note) => notes.push(note),
             Err(outcome) => return outcome,
         }
@@ -103,11 +111,11 @@ fn judge(file: &Path) -> Outcome {
 }
 
 /// Every programme with the inputs of one test: each as expected, and all with the very same outputs.
-fn judge_test(vector: &Vector, test: usize) -> Result<String, Outcome> {
+fn judge_test(vector: &Vector, test: usize, fill: u8) -> Result<String, Outcome> {
     let (mut first, mut note) = (None, None);
     for cores in vector.programs() {
         let fail = |why: String| Outcome::Failed(format!("{cores}-core programme, test {test}: {why}"));
-        let outputs = program::run(vector, cores, test).map_err(|error| stopped(&error))?;
+        let outputs = program::run(vector, cores, test, fill).map_err(|error| stopped(&error))?;
         note = Some(compare::check(vector, test, &outputs).map_err(fail)?);
         let values: Vec<_> = outputs.into_iter().map(|(_, values)| values).collect();
         if *first.get_or_insert_with(|| values.clone()) != values {

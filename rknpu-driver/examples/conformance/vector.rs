@@ -141,7 +141,9 @@ impl Vector {
     pub(crate) fn values(&self, name: &str) -> Option<Values> {
         let array = self.arrays.get(name)?;
         let bytes = self.bytes(name).ok()?;
-        decode(&array.dtype, bytes)
+        // numpy has no bfloat16: such arrays are bits.
+        let dtype = if name.ends_with("bf16") { "bf16" } else { &array.dtype };
+        decode(dtype, bytes)
     }
 
     /// Whether there is an array of this name.
