@@ -1,8 +1,8 @@
 //! The device's memory layouts, both ways: feature cubes (NC1HWC2), weight tiles, per-channel operands.
 //!
-//! An atom is 16 bytes: the channels of one pixel that lie side by side. A cube is a stack of surfaces, one per atom of
-//! channels; a surface holds one atom per pixel. The rows of a matrix are the pixels of a cube, its columns the channels.
-//! How well each layout is known: docs/npu.md, "Layouts".
+//! An atom is 16 bytes: the channels of one pixel that lie side by side. A cube is a stack of surfaces, one
+//! per atom of channels; a surface holds one atom per pixel. The rows of a matrix are the pixels of a cube,
+//! its columns the channels. How well each layout is known: docs/npu.md, "Layouts".
 
 pub mod feature;
 pub mod operand;

@@ -8,8 +8,8 @@ use half::slice::HalfFloatSliceExt;
 use crate::layout::weights::W4_GROUP;
 use crate::shape::MatmulShape;
 
-/// A counter-based generator: value `i` of a seed is a pure function of both (the splitmix64 finaliser, Steele,
-/// Lea & Flood 2014), so a test's data can be made again from two numbers.
+/// A counter-based generator: value `i` of a seed is a pure function of both (the splitmix64 finaliser,
+/// Steele, Lea & Flood 2014), so a test's data can be made again from two numbers.
 #[derive(Clone, Debug)]
 pub struct Generator {
     seed: u64,
@@ -57,8 +57,8 @@ impl Generator {
         out
     }
 
-    /// binary16 values, multiples of 1/512 of magnitude up to 2: sums of up to 2^20 of their products are exact in binary64, so that
-    /// no order of additions matters before the one rounding to binary32.
+    /// binary16 values, multiples of 1/512 of magnitude up to 2: sums of up to 2^20 of their products are
+    /// exact in binary64, so that no order of additions matters before the one rounding to binary32.
     pub fn fp16(&mut self, len: usize) -> Vec<f16> {
         let mut out = vec![f16::ZERO; len];
         for values in out.chunks_mut(4) {
@@ -90,8 +90,9 @@ pub fn matmul_int(shape: &MatmulShape, a: &[i8], w: &[i8]) -> Vec<i32> {
     out
 }
 
-/// `[M][N]` of an fp16 product: each of `slices` of K is summed in binary64 in the order of K and rounded to binary32, as the simulator does by default;
-/// the slices are then added in binary32, in order, as the host does.
+/// `[M][N]` of an fp16 product: each of `slices` of K is summed in binary64 in the order of K and rounded to
+/// binary32, as the simulator does by default; the slices are then added in binary32, in order, as the host
+/// does.
 ///
 /// # Panics
 /// When a slice does not match the shape.

@@ -1,14 +1,32 @@
 //! Matrix products planned onto the NPU: which tasks, over which parts of the matrices, on which core.
 //!
-//! A product is a 1×1 convolution: the rows of A are pixels, K the input channels, N the output channels. A task computes some rows × some
-//! kernel groups × all or a part of K. Weights are read where they lie, in whole tiles; input and output have layouts of the plan's own,
-//! which [`MatmulPlan::pack_input_i8`] writes and [`MatmulPlan::read_output_i32`] reads, adding up where K is cut.
+//! A product is a 1×1 convolution: the rows of A are pixels, K the input channels, N the output channels. A
+//! task computes some rows × some kernel groups × all or a part of K. Weights are read where they lie, in
+//! whole tiles; input and output have layouts of the plan's own, which [`MatmulPlan::pack_input_i8`] writes
+//! and [`MatmulPlan::read_output_i32`] reads, adding up where K is cut.
 //!
 //! ```text
 //! shape, options ──choose──► Choice ──tasks──► blocks, chains of tasks ──encode──► words ──bind──► a job
 //! ```
 //!
-//! A [`MatmulPlan`] knows no addresses: it is made once per shape (see [`PlanCache`]) and bound to buffers as often as wanted.
+//! What comes out, and on which facts of the hardware it rests (docs/npu.md says how well each is known):
+//!
+//! * Few rows: each core streams its share of the weights once, in one task. Tasks may have more weights than
+//!   the buffer holds; the vendor's compiler does the same with 12 MB in a task. Up to 16 rows take the time
+//!   of one.
+//! * K beyond 3,072 bytes: stacked ([`Stack`]) as long as the rows leave it free, because the vendor's
+//!   compiler gives no task more; beyond that, whole up to [`Limits::int8_inner`], which one source has run.
+//! * Many rows: as many as fit beside two kernel groups of weights, features outside, so that weights are
+//!   fetched once per row tile. Chunks of weights that stay while row tiles pass (WEIGHT_REUSE, used by the
+//!   vendor) win only where tasks cost little. Features that stay (DATA_REUSE) are off unless asked for: one
+//!   source.
+//! * Many rows and a long K, with weights as stored: the poorest case, as a part of K is contiguous within a
+//!   kernel group only. Where the host writes the weights anyway, [`WeightOrder::Sliced`] takes up to five
+//!   sixths off.
+//! * Every task writes every register; chains of several cores are independent of each other.
+//!
+//! A [`MatmulPlan`] knows no addresses: it is made once per shape (see [`PlanCache`]) and bound to buffers as
+//! often as wanted.
 
 mod bind;
 mod cache;
@@ -153,8 +171,8 @@ impl MatmulPlan {
         slices.map(|(tile, tiles)| tile * TILE_COLUMNS..inner.min((tile + tiles) * TILE_COLUMNS)).collect()
     }
 
-    /// The tiles of K in each region of the weights: all of them, or with [`WeightOrder::Sliced`] one range a region, in the order in which the
-    /// regions lie.
+    /// The tiles of K in each region of the weights: all of them, or with [`WeightOrder::Sliced`] one range a
+    /// region, in the order in which the regions lie.
     pub fn weight_regions(&self) -> Vec<Range<usize>> {
         match self.options.weights {
             WeightOrder::Stored => std::iter::once(0..self.shape.inner_tiles()).collect(),
@@ -162,7 +180,8 @@ impl MatmulPlan {
         }
     }
 
-    /// Whether rows packed for this plan are packed for the other as well: products of the same rows can then share an input buffer.
+    /// Whether rows packed for this plan are packed for the other as well: products of the same rows can then
+    /// share an input buffer.
     pub fn shares_input_with(&self, other: &MatmulPlan) -> bool {
         let (a, b) = (&self.blocks, &other.blocks);
         let (precision, inner) = (self.shape.precision, self.shape.inner);
@@ -179,8 +198,9 @@ impl MatmulPlan {
         chains.map(|chain| chain.iter().map(|task| task.form.size.work(task.form.reuse)).collect()).collect()
     }
 
-    /// The tasks in one command buffer, and which of [`Program::tasks`] are whose core's. Bases are, in order, weights, input, output and
-    /// per-channel operands ([`Program::bind`] takes an address for each, whether used or not).
+    /// The tasks in one command buffer, and which of [`Program::tasks`] are whose core's. Bases are, in
+    /// order, weights, input, output and per-channel operands ([`Program::bind`] takes an address for each,
+    /// whether used or not).
     ///
     /// # Errors
     /// [`regcmd::BindError`]: the tasks do not fit one buffer.

@@ -16,7 +16,8 @@ pub const MAX_SIDE: usize = 1 << 24;
 pub enum Precision {
     /// int8 × int8 → int32.
     Int8,
-    /// int4 × int4 → saturating int16; slices of K keep the sums inside int16 and the host adds them in int32.
+    /// int4 × int4 → saturating int16; slices of K keep the sums inside int16 and the host adds them in
+    /// int32.
     Int4,
     /// binary16 × binary16 → binary32.
     Fp16,

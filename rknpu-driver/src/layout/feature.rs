@@ -1,9 +1,9 @@
 //! Feature cubes: `address = (channel / c2) · surface + pixel · 16 + (channel % c2) · element`.
 //!
-//! A cube's bytes are the same for a feature the device reads and an output it writes; only c2, the channels in an atom,
-//! follows from the element: 32 for int4 (the low nibble is the even channel), 16 for int8, 8 for fp16 and int16, 4 for
-//! int32 and fp32. That int4 features put the low nibble first is known for weights only; a device that takes the
-//! other order for both computes the same sums.
+//! A cube's bytes are the same for a feature the device reads and an output it writes; only c2, the channels
+//! in an atom, follows from the element: 32 for int4 (the low nibble is the even channel), 16 for int8, 8 for
+//! fp16 and int16, 4 for int32 and fp32. That int4 features put the low nibble first is known for weights
+//! only; a device that takes the other order for both computes the same sums.
 
 use half::f16;
 
@@ -92,11 +92,13 @@ impl Cube {
         }
     }
 
-    /// Reads int32 channels `first..` of neighbouring pixels, `pixel` on, into one row each; `add` adds to what is there. Rows are equally long.
-    /// Four rows at a time are faster than one: they share cache lines of the cube.
+    /// Reads int32 channels `first..` of neighbouring pixels, `pixel` on, into one row each; `add` adds to
+    /// what is there. Rows are equally long. Four rows at a time are faster than one: they share cache lines
+    /// of the cube.
     ///
     /// # Panics
-    /// When the channels or pixels are outside the cube, `first` is not the first channel of an atom, or `bytes` is too short.
+    /// When the channels or pixels are outside the cube, `first` is not the first channel of an atom, or
+    /// `bytes` is too short.
     pub fn read_i32(&self, bytes: &[u8], pixel: usize, first: usize, rows: &mut [&mut [i32]], add: bool) {
         let values = |atom: &[u8; ATOM]| -> [i32; 4] {
             std::array::from_fn(|i| i32::from_le_bytes(std::array::from_fn(|byte| atom[4 * i + byte])))
@@ -194,9 +196,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_come_back_and_padding_is_zero(pixels in 1usize..20, inner in 1usize..100, slack in 0usize..4, seed: u64) {
+        fn rows_come_back_and_padding_is_zero(
+            pixels in 1usize..20,
+            inner in 1usize..100,
+            slack in 0usize..4,
+            seed: u64,
+        ) {
             let mut random = crate::oracle::Generator::new(seed);
-            let cube = Cube { pixels, channels: inner.next_multiple_of(32), surface: pixels + slack, atom: 16 };
+            let channels = inner.next_multiple_of(32);
+            let cube = Cube { pixels, channels, surface: pixels + slack, atom: 16 };
             let mut bytes = vec![0xaa; cube.bytes()];
             let rows = random.int8(pixels * inner);
             for (pixel, row) in rows.chunks(inner).enumerate() {

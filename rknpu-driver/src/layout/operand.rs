@@ -1,7 +1,8 @@
 //! Per-channel operands of the DPU's first stage, as its RDMA reads them.
 //!
-//! For every eight channels: eight int32 addends, then eight int16 weights' zero points, then eight int16 multipliers; parts
-//! that a task does not use are left out (seen in the vendor's constants and reproduced by an independent interpreter).
+//! For every eight channels: eight int32 addends, then eight int16 weights' zero points, then eight int16
+//! multipliers; parts that a task does not use are left out (seen in the vendor's constants and reproduced by
+//! an independent interpreter).
 
 /// Channels in one run of operands.
 pub const RUN: usize = 8;

@@ -1,9 +1,9 @@
 //! Weight tiles: `[N / group][K / 32][group][32]`, a tile of 1,024 bytes whatever the precision.
 //!
-//! The group is 32 rows for int8, 16 for fp16, 64 for int4 (two values a byte, the low nibble is the even k). All
-//! tiles are whole, padded with zeros: for N and K that are multiples of the tile this is what the vendor's compiler
-//! writes (int8, fp16 agreed by many; int4 by one source). Its own tails are shorter than a tile; ours never are, because a task
-//! is told the padded sizes.
+//! The group is 32 rows for int8, 16 for fp16, 64 for int4 (two values a byte, the low nibble is the even k).
+//! All tiles are whole, padded with zeros: for N and K that are multiples of the tile this is what the
+//! vendor's compiler writes (int8, fp16 agreed by many; int4 by one source). Its own tails are shorter than a
+//! tile; ours never are, because a task is told the padded sizes.
 
 use std::ops::Range;
 
@@ -138,8 +138,8 @@ fn unpack<T>(
     }
 }
 
-/// Copies stored tiles of any precision region by region of K, `[region][N / group][its tiles]`: what a plan with
-/// [`WeightOrder::Sliced`](crate::plan::WeightOrder::Sliced) reads.
+/// Copies stored tiles of any precision region by region of K, `[region][N / group][its tiles]`: what a plan
+/// with [`WeightOrder::Sliced`](crate::plan::WeightOrder::Sliced) reads.
 ///
 /// # Panics
 /// When the regions do not make up `columns` tiles of K, or lengths differ.

@@ -12,7 +12,8 @@ use crate::error::{AllocateError, JobError, SyncError};
 use crate::job::{Chain, Job, JobBuffer, PreparedJob, Task};
 use crate::regcmd::{self, Chaining, EncodedTask, Program, ProgramOptions};
 
-/// Where a plan's matrices lie. Offsets are in bytes, multiples of 16 (of 64 for speed); all buffers are of one domain.
+/// Where a plan's matrices lie. Offsets are in bytes, multiples of 16 (of 64 for speed); all buffers are of
+/// one domain.
 #[derive(Clone, Debug)]
 pub struct Operands {
     /// W in tiles: [`MatmulPlan::weight_bytes`] from the offset on.
@@ -21,7 +22,8 @@ pub struct Operands {
     pub input: (Buffer, usize),
     /// Where the device writes: [`MatmulPlan::output_bytes`].
     pub output: (Buffer, usize),
-    /// Addends and multipliers of a requantised product ([`crate::layout::operand`]): [`MatmulPlan::operand_bytes`].
+    /// Addends and multipliers of a requantised product ([`crate::layout::operand`]):
+    /// [`MatmulPlan::operand_bytes`].
     pub per_channel: Option<(JobBuffer, usize)>,
 }
 
@@ -112,9 +114,10 @@ impl MatmulPlan {
 }
 
 impl BoundMatmul {
-    /// Lays the products' commands out in a buffer of their own, as one job: one submission costs more than most products, so those
-    /// that do not wait for each other (q, k and v) belong together. Each core takes its tasks of one product after the other; a plan
-    /// for fewer cores than there are goes to those that have least to do.
+    /// Lays the products' commands out in a buffer of their own, as one job: one submission costs more than
+    /// most products, so those that do not wait for each other (q, k and v) belong together. Each core takes
+    /// its tasks of one product after the other; a plan for fewer cores than there are goes to those that
+    /// have least to do.
     ///
     /// # Errors
     /// [`BindError`]: operands that do not fit, no memory, or a job that the device refuses.

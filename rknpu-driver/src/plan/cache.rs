@@ -28,7 +28,8 @@ impl PlanCache {
 
     /// The plan of a shape, made now or earlier.
     pub fn plan(&self, shape: MatmulShape, options: &PlanOptions) -> Result<Arc<MatmulPlan>, PlanError> {
-        // A plan is built before it is put in, so a panic elsewhere cannot leave a half-made one behind the lock.
+        // A plan is built before it is put in, so a panic elsewhere cannot leave a half-made one behind the
+        // lock.
         let mut plans = self.plans.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(at) = plans.iter().position(|entry| entry.shape == shape && entry.options == *options) {
             let entry = plans.remove(at);

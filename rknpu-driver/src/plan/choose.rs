@@ -1,8 +1,9 @@
 //! Which way of cutting a product is fastest.
 //!
-//! Every combination of a cut of K, banks for features, loop order, cores and what they share is costed in closed form
-//! ([`super::cost`]). The loop order decides what is fetched again: with features outside, every row tile streams all weights; with
-//! weights outside, every chunk of groups streams all features and later row tiles reuse the chunk.
+//! Every combination of a cut of K, banks for features, loop order, cores and what they share is costed in
+//! closed form ([`super::cost`]). The loop order decides what is fetched again: with features outside, every
+//! row tile streams all weights; with weights outside, every chunk of groups streams all features and later
+//! row tiles reuse the chunk.
 
 use super::cost::{Cost, Share};
 use super::geometry::{BANKS, most_pixels, pixel_tile_bytes, resident_groups};
@@ -126,7 +127,8 @@ impl<'a> Cut<'a> {
         })
     }
 
-    /// The sizes that follow from one combination; None where it keeps no limit, leaves a core idle, or is the same as another.
+    /// The sizes that follow from one combination; None where it keeps no limit, leaves a core idle, or is
+    /// the same as another.
     fn tiling(&self, cores: usize, axis: Axis, banks: usize, order: Order) -> Option<Tiling> {
         let (limits, precision) = (&self.options.limits, self.shape.precision);
         let share = Share::new(self.shape, cores, axis);
@@ -170,8 +172,8 @@ impl<'a> Cut<'a> {
     }
 }
 
-/// Rows of a tile when `rows` are cut into as few tiles of at most `most` as possible: nearly equal, in steps of 16 (the array's)
-/// where that fits.
+/// Rows of a tile when `rows` are cut into as few tiles of at most `most` as possible: nearly equal, in steps
+/// of 16 (the array's) where that fits.
 fn balanced(rows: usize, most: usize) -> usize {
     let equal = rows.div_ceil(rows.div_ceil(most));
     let stepped = equal.next_multiple_of(16);

@@ -1,7 +1,8 @@
 //! What a way of cutting a product costs, in closed form.
 //!
-//! Each task takes its overhead plus the longer of computing and moving its bytes, or both where weights cannot arrive while others are
-//! used. The busiest core sets the time, unless all cores together need longer for their bytes than the memory does.
+//! Each task takes its overhead plus the longer of computing and moving its bytes, or both where weights
+//! cannot arrive while others are used. The busiest core sets the time, unless all cores together need longer
+//! for their bytes than the memory does.
 
 use super::choose::{Axis, Cut, Tiling};
 use super::options::PlanOptions;
@@ -9,8 +10,8 @@ use super::work::{Reuse, TaskSize};
 use crate::shape::MatmulShape;
 use crate::timing::{Board, TaskWork};
 
-/// Bytes of results that the host reads and adds in a second: about what one big core of the chip copies (13 GB/s measured, both ways).
-/// It only keeps cuts of K from looking free.
+/// Bytes of results that the host reads and adds in a second: about what one big core of the chip copies (13
+/// GB/s measured, both ways). It only keeps cuts of K from looking free.
 const HOST_BYTES_PER_S: f64 = 6.5e9;
 
 /// What a choice costs.
@@ -27,10 +28,11 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Whether this is to be preferred. A K longer than the vendor's compiler gives a task must save five per cent to be worth it, as only
-    /// one source has run it. Differences below one per cent are noise of the model: then fewer tasks in a row, then fewer bytes on the
-    /// busiest core, which means more cores: measurements of streaming weights found a single core further from the
-    /// memory's rate than the model has it.
+    /// Whether this is to be preferred. A K longer than the vendor's compiler gives a task must save five per
+    /// cent to be worth it, as only one source has run it. Differences below one per cent are noise of the
+    /// model: then fewer tasks in a row, then fewer bytes on the busiest core, which means more cores:
+    /// measurements of streaming weights found a single core further from the memory's rate than the model
+    /// has it.
     pub(crate) fn is_better(&self, other: &Cost) -> bool {
         let weigh = |cost: &Cost| {
             (cost.seconds + cost.host_seconds) * if cost.longer_than_vendors { 1.05 } else { 1.0 }
@@ -89,7 +91,8 @@ pub(crate) fn cost(shape: &MatmulShape, options: &PlanOptions, cut: &Cut<'_>, ti
             for (chunk_kind, (groups, chunk_count)) in chunks.into_iter().enumerate() {
                 let size = TaskSize::new(shape.precision, &options.output, &stack, rows, groups);
                 let all = row_count * chunk_count * stack_count;
-                // Only the first row tile of a run fetches weights that are reused, only the first chunk features.
+                // Only the first row tile of a run fetches weights that are reused, only the first chunk
+                // features.
                 let fetching = match (tiling.weight_reuse, tiling.data_reuse) {
                     (true, _) if row_kind == 0 => all / row_count.max(1),
                     (_, true) if chunk_kind == 0 => all / chunk_count.max(1),

@@ -1,8 +1,8 @@
 //! One task as register values.
 //!
-//! Each value is what the vendor's compiler emits for a 1×1 convolution of this size, or, for int32 and fp32 outputs, what open
-//! drivers agree on (docs/npu.md, "Registers of a matrix product"). Every register of the blocks that take part is
-//! written in every task, because registers keep their values per bank.
+//! Each value is what the vendor's compiler emits for a 1×1 convolution of this size, or, for int32 and fp32
+//! outputs, what open drivers agree on (docs/npu.md, "Registers of a matrix product"). Every register of the
+//! blocks that take part is written in every task, because registers keep their values per bank.
 
 use super::geometry::BANKS;
 use super::options::OutputStage;
@@ -124,7 +124,8 @@ fn features(task: &mut TaskBuilder, form: &TaskForm) -> Result<(), TaskError> {
             (cna::fc_data_size1::DMA_CHANNEL, count(columns)),
         ],
     )?;
-    // A surface less four lines: negative for a height below 4, in two's complement, as the vendor's compiler writes it.
+    // A surface less four lines: negative for a height below 4, in two's complement, as the vendor's compiler
+    // writes it.
     let surface = i32::try_from(size.pixels).map_or(i32::MIN, |pixels| -3 * pixels);
     task.set_signed(cna::dma_con2::SURF_STRIDE, surface)?;
     task.address(AddressSlot::Feature, INPUT, 0)?;

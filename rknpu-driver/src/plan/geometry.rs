@@ -1,8 +1,9 @@
 //! What one task may hold: the convolution buffer and its accounting.
 //!
-//! A task is a 1×1 convolution over a feature of height 1 whose width is the rows of A, the form that the vendor's compiler gives
-//! matrix products. Height 1 also stays clear of the one size where open drivers saw wrong rows (width 1, features filling more
-//! than 97 % but not all of their banks); the vendor never leaves a bank spare.
+//! A task is a 1×1 convolution over a feature of height 1 whose width is the rows of A, the form that the
+//! vendor's compiler gives matrix products. Height 1 also stays clear of the one size where open drivers saw
+//! wrong rows (width 1, features filling more than 97 % but not all of their banks); the vendor never leaves
+//! a bank spare.
 
 use crate::shape::{Precision, TILE_BYTES};
 

@@ -16,8 +16,8 @@ pub struct PlanOptions {
     pub limits: Limits,
     /// Whose times decide between ways to compute the same product.
     pub board: Board,
-    /// Cut K into slices of exactly this many columns (the last may be shorter) and keep their sums apart: a multiple of 32.
-    /// `w4` needs 128. None lets the planner choose.
+    /// Cut K into slices of exactly this many columns (the last may be shorter) and keep their sums apart: a
+    /// multiple of 32. `w4` needs 128. None lets the planner choose.
     pub slice: Option<usize>,
     /// How the weights lie.
     pub weights: WeightOrder,
@@ -31,8 +31,9 @@ pub enum WeightOrder {
     /// As stored: `[N/group][K/32]` tiles. A part of K is contiguous within one kernel group only.
     #[default]
     Stored,
-    /// Region by region of K ([`MatmulPlan::weight_regions`](super::MatmulPlan::weight_regions)), each `[N/group][its K/32]`: what a host that writes weights anyway (expansion of
-    /// int4, staging) can choose, so that K can be cut freely.
+    /// Region by region of K ([`MatmulPlan::weight_regions`](super::MatmulPlan::weight_regions)), each
+    /// `[N/group][its K/32]`: what a host that writes weights anyway (expansion of int4, staging) can choose,
+    /// so that K can be cut freely.
     Sliced,
 }
 
@@ -59,24 +60,29 @@ pub enum OutputStage {
     Requantised(Requantise),
 }
 
-/// Limits a task must keep. The defaults are what has been seen to work on silicon, or what the vendor's compiler emits.
+/// Limits a task must keep. The defaults are what has been seen to work on silicon, or what the vendor's
+/// compiler emits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// K of one int8 task. The default, 8,192, ran on silicon (one open driver says so); the vendor's compiler stops at 3,072
-    /// without giving a reason. A kernel group of 32 rows must fit the buffer beside the features whatever this says.
+    /// K of one int8 task. The default, 8,192, ran on silicon (one open driver says so); the vendor's
+    /// compiler stops at 3,072 without giving a reason. A kernel group of 32 rows must fit the buffer beside
+    /// the features whatever this says.
     pub int8_inner: usize,
-    /// K of one fp16 task. The default, 10,240, ran on silicon (one source); the vendor's compiler stops at 1,536.
+    /// K of one fp16 task. The default, 10,240, ran on silicon (one source); the vendor's compiler stops at
+    /// 1,536.
     pub fp16_inner: usize,
     /// K of one int4 task: 480·8·8 is the longest sum, in whole tiles, that cannot leave int16.
     pub int4_inner: usize,
-    /// Output channels of one task. 8,128 is the most that the vendor's compiler emits; the cube fields hold 8,192.
+    /// Output channels of one task. 8,128 is the most that the vendor's compiler emits; the cube fields hold
+    /// 8,192.
     pub outputs: usize,
     /// Rows of one task: the width fields have 11 bits.
     pub rows: usize,
-    /// Whether a task may use the weights that the one before it left in the buffer (the vendor's streams do).
+    /// Whether a task may use the weights that the one before it left in the buffer (the vendor's streams
+    /// do).
     pub weight_reuse: bool,
-    /// Whether a task may use the features that the one before it left. One source says the hardware honours it; the vendor's
-    /// compiler does not ask for it in any stream seen. Off by default.
+    /// Whether a task may use the features that the one before it left. One source says the hardware honours
+    /// it; the vendor's compiler does not ask for it in any stream seen. Off by default.
     pub data_reuse: bool,
 }
 

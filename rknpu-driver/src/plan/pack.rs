@@ -12,7 +12,8 @@ use crate::shape::{Precision, TILE_COLUMNS};
 /// Rows read together: as many pixels as share a cache line of a cube.
 const TOGETHER: usize = 4;
 
-/// Results that lie in neighbouring channels of neighbouring pixels: some columns of some rows, of one slice of K.
+/// Results that lie in neighbouring channels of neighbouring pixels: some columns of some rows, of one slice
+/// of K.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     block: &'a Block,
@@ -50,8 +51,8 @@ impl Run<'_> {
 type IntegerReader = fn(&Cube, &[u8], usize, usize, &mut [&mut [i32]], bool);
 
 impl MatmulPlan {
-    /// Packs int8 rows (for int4: values −8…7, one a byte), `stride` elements apart, into the input buffer's layout. Every byte of
-    /// `out` up to [`input_bytes`](Self::input_bytes) that the device reads is written.
+    /// Packs int8 rows (for int4: values −8…7, one a byte), `stride` elements apart, into the input buffer's
+    /// layout. Every byte of `out` up to [`input_bytes`](Self::input_bytes) that the device reads is written.
     ///
     /// # Panics
     /// When `rows` or `out` is shorter than the shape needs, or the precision is not an integer one.
@@ -94,10 +95,12 @@ impl MatmulPlan {
         }
     }
 
-    /// Reads the output buffer of an integer product into int32 rows `stride` elements apart, adding slices of K.
+    /// Reads the output buffer of an integer product into int32 rows `stride` elements apart, adding slices
+    /// of K.
     ///
     /// # Panics
-    /// When `bytes` or `out` is shorter than the shape needs, or the device does not write integer accumulators.
+    /// When `bytes` or `out` is shorter than the shape needs, or the device does not write integer
+    /// accumulators.
     pub fn read_output_i32(&self, bytes: &[u8], out: &mut [i32], stride: usize) {
         let read = self.integer_reader();
         self.check_rows(out.len(), self.shape.outputs, stride);
@@ -108,7 +111,8 @@ impl MatmulPlan {
         });
     }
 
-    /// Reads one row of the sums of one slice of K (see [`slices`](Self::slices)) of an integer product, not added to others'.
+    /// Reads one row of the sums of one slice of K (see [`slices`](Self::slices)) of an integer product, not
+    /// added to others'.
     ///
     /// # Panics
     /// As [`read_output_i32`](Self::read_output_i32), or when there is no such slice or row.
@@ -129,7 +133,8 @@ impl MatmulPlan {
         });
     }
 
-    /// As [`read_output_i32`](Self::read_output_i32) for fp16's binary32 results; slices are added in the order of K.
+    /// As [`read_output_i32`](Self::read_output_i32) for fp16's binary32 results; slices are added in the
+    /// order of K.
     ///
     /// # Panics
     /// As [`read_output_i32`](Self::read_output_i32), with the precision fp16.

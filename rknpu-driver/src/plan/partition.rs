@@ -1,11 +1,12 @@
 //! Ways to cut K.
 //!
-//! The stored order `[N/group][K/32]` makes all of K of some groups one run of bytes, but a part of K only within
-//! one group. So a task that takes a part of K takes one group, with one exception: *stacking*. Read with a K that is s times shorter,
-//! the same bytes are a matrix of s times as many rows: row group `g·s + i` holds slice i of row group g. Multiplied
-//! with s rows of features per row of A, slice by slice, the products of slice i of A with slice i of W are all among the results, and s − 1
-//! of s results are of no use. One task then streams many groups whose K is too long for the hardware. The array computes 16 rows in the time
-//! of one, so up to 16 / s rows of A this costs no time, only the unused outputs.
+//! The stored order `[N/group][K/32]` makes all of K of some groups one run of bytes, but a part of K only
+//! within one group. So a task that takes a part of K takes one group, with one exception: *stacking*. Read
+//! with a K that is s times shorter, the same bytes are a matrix of s times as many rows: row group `g·s + i`
+//! holds slice i of row group g. Multiplied with s rows of features per row of A, slice by slice, the
+//! products of slice i of A with slice i of W are all among the results, and s − 1 of s results are of no
+//! use. One task then streams many groups whose K is too long for the hardware. The array computes 16 rows in
+//! the time of one, so up to 16 / s rows of A this costs no time, only the unused outputs.
 
 use std::ops::Range;
 
@@ -30,8 +31,8 @@ impl Stack {
 /// Most slices that are stacked: beyond it nearly every output is waste.
 const MOST_STACKED: usize = 32;
 
-/// Every cut worth comparing, of `tiles` tiles of K into slices of at most `longest`. With `exact` all slices but the last have that
-/// length.
+/// Every cut worth comparing, of `tiles` tiles of K into slices of at most `longest`. With `exact` all slices
+/// but the last have that length.
 pub(crate) fn partitions(tiles: usize, longest: usize, exact: Option<usize>) -> Vec<Vec<Stack>> {
     let mut out = Vec::new();
     let least = tiles.div_ceil(longest);

@@ -2,10 +2,11 @@
 
 /// How accumulators become int8.
 ///
-/// Per tensor: `y = sat8(round((acc + addend[n]) · scale / 2^shift) + offset)`, ties to even. Per channel the sum is
-/// first multiplied: `t = round((acc + addend[n]) · multiplier[n] / 2^14)`, and t takes the place of the sum.
-/// Ties to even is what the reference manual and measurements on this family of chips say of the output converter; how the first stage's
-/// shift rounds is not settled (docs/npu.md, "Rounding"), so only the per-tensor form is exact on every reading.
+/// Per tensor: `y = sat8(round((acc + addend[n]) · scale / 2^shift) + offset)`, ties to even. Per channel the
+/// sum is first multiplied: `t = round((acc + addend[n]) · multiplier[n] / 2^14)`, and t takes the place of
+/// the sum. Ties to even is what the reference manual and measurements on this family of chips say of the
+/// output converter; how the first stage's shift rounds is not settled (docs/npu.md, "Rounding"), so only the
+/// per-tensor form is exact on every reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Requantise {
     /// Multiplier of the output converter; the vendor's compiler keeps it in 2^14…2^15 − 1.
@@ -33,7 +34,8 @@ pub const fn shift_ties_even(value: i64, shift: u32) -> i64 {
 }
 
 impl Requantise {
-    /// The int8 that the device writes for an accumulator of a channel with this addend and, per channel, multiplier.
+    /// The int8 that the device writes for an accumulator of a channel with this addend and, per channel,
+    /// multiplier.
     pub fn apply(&self, accumulator: i32, addend: i32, multiplier: i16) -> i8 {
         let mut sum = i64::from(accumulator) + i64::from(addend);
         if self.per_channel {

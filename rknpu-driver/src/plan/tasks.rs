@@ -12,8 +12,9 @@ use super::work::{Reuse, TaskSize};
 use crate::layout::{ATOM, Cube, output_surface};
 use crate::shape::{MatmulShape, TILE_BYTES};
 
-/// Input and output cubes of one row tile and one stack of slices. Pixel `slice · rows + row` is a row of one slice; output channel
-/// `(group · slices + slice) · tile rows + n` is a column of the product with that slice of the weights.
+/// Input and output cubes of one row tile and one stack of slices. Pixel `slice · rows + row` is a row of one
+/// slice; output channel `(group · slices + slice) · tile rows + n` is a column of the product with that
+/// slice of the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     /// Rows of A.
@@ -156,7 +157,8 @@ fn task(
         WeightOrder::Sliced => stack.first * shape.groups() + groups.start * stack.range().len(),
     };
     let tiling = &choice.tiling;
-    // A run that reuses what lies in the buffer keeps its split; others take what they need, as the vendor's compiler does.
+    // A run that reuses what lies in the buffer keeps its split; others take what they need, as the vendor's
+    // compiler does.
     let data_banks = if tiling.weight_reuse || tiling.data_reuse {
         tiling.data_banks
     } else {

@@ -161,7 +161,8 @@ proptest! {
     fn plans_cover_everything_once_within_limits((shape, options) in problems(3000, 20_000, 20_000)) {
         let plan = match MatmulPlan::new(shape, &options) {
             Ok(plan) => plan,
-            // Thousands of rows and columns in many slices can outgrow an address space; nothing else may fail.
+            // Thousands of rows and columns in many slices can outgrow an address space; nothing else may
+            // fail.
             Err(PlanError::TooManyBytes { .. }) => return Ok(()),
             Err(error) => return Err(TestCaseError::fail(error.to_string())),
         };
@@ -178,7 +179,9 @@ proptest! {
         precision in precisions(),
         sides in prop::array::uniform3(0usize..40),
         cores in 0usize..5,
-        limits in prop::array::uniform5(prop::sample::select(&[0usize, 1, 31, 64, 500, 2047, 9000, 1 << 40][..])),
+        limits in prop::array::uniform5(
+            prop::sample::select(&[0usize, 1, 31, 64, 500, 2047, 9000, 1 << 40][..])
+        ),
         slice in prop::option::of(prop::sample::select(&[0usize, 32, 128, 129, 480, 1 << 30][..])),
         rate in prop::sample::select(&[0.0, 1.0, 1e9, f64::INFINITY, f64::NAN][..]),
         requantised: bool,

@@ -1,15 +1,20 @@
-//! Products with `w4` weights: int4 values, each multiplied by an integer 1…15 that its row shares over 128 columns.
+//! Products with `w4` weights: int4 values, each multiplied by an integer 1…15 that its row shares over 128
+//! columns.
 //!
-//! The int8 weight is value × multiplier, and the product with int8 rows is exact in int32. Two ways lead there:
+//! The int8 weight is value × multiplier, and the product with int8 rows is exact in int32. Two ways lead
+//! there:
 //!
-//! * **Nibbles.** A row of A becomes two int4 rows, `a = 16·hi + lo + 8` with both in −8…7, and one row of ones serves all. The int4 array
-//!   multiplies them with the stored values, 128 columns at a time, so that no sum leaves int16 (128·8·8 = 8,192). The host
-//!   adds `multiplier · (16·H + L + 8·S)` over the slices, S being what the ones give: the sum of the weights.
-//!   The stored bytes move once, but every slice has outputs of its own.
-//! * **Expansion.** The host writes the int8 weights into a staging buffer, some kernel groups at a time, and the int8 array multiplies: three times
-//!   the stored bytes move on the host's side and twice on the device's, whatever M is, and tasks are few and long.
+//! * **Nibbles.** A row of A becomes two int4 rows, `a = 16·hi + lo + 8` with both in −8…7, and one row of
+//!   ones serves all. The int4 array multiplies them with the stored values, 128 columns at a time, so that
+//!   no sum leaves int16 (128·8·8 = 8,192). The host adds `multiplier · (16·H + L + 8·S)` over the slices, S
+//!   being what the ones give: the sum of the weights. The stored bytes move once, but every slice has
+//!   outputs of its own.
+//! * **Expansion.** The host writes the int8 weights into a staging buffer, some kernel groups at a time, and
+//!   the int8 array multiplies: three times the stored bytes move on the host's side and twice on the
+//!   device's, whatever M is, and tasks are few and long.
 //!
-//! [`estimate`] says what each costs on a board. int4 arithmetic on silicon rests on a single source (docs/npu.md, "int4").
+//! [`estimate`] says what each costs on a board. int4 arithmetic on silicon rests on a single source
+//! (docs/npu.md, "int4").
 
 mod expand;
 mod nibbles;

@@ -18,7 +18,8 @@ pub(crate) struct Reuse {
     pub(crate) features: bool,
 }
 
-/// The sizes of one task: a product of `pixels` rows, `tiles` tiles of K and `groups` kernel groups as the hardware sees them.
+/// The sizes of one task: a product of `pixels` rows, `tiles` tiles of K and `groups` kernel groups as the
+/// hardware sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TaskSize {
     /// Element types.
@@ -137,14 +138,16 @@ impl TaskSize {
         }
     }
 
-    /// Whether weights can arrive while others are used: there are none to fetch, or the banks beside the features hold two
-    /// kernel groups. How far the hardware prefetches is not known; this only steers which plan is taken for faster.
+    /// Whether weights can arrive while others are used: there are none to fetch, or the banks beside the
+    /// features hold two kernel groups. How far the hardware prefetches is not known; this only steers which
+    /// plan is taken for faster.
     pub(crate) fn overlaps(&self, data_banks: usize, reuse: Reuse) -> bool {
         reuse.weights || (self.groups > 1 && resident_groups(data_banks, self.tiles) > 1)
     }
 }
 
-/// Bytes of commands that the program controller fetches for a task: its words and the tail of four, in pairs.
+/// Bytes of commands that the program controller fetches for a task: its words and the tail of four, in
+/// pairs.
 fn command_bytes(kind: TaskKind) -> u64 {
     static WORDS: [OnceLock<usize>; 2] = [OnceLock::new(), OnceLock::new()];
     let words = &WORDS[usize::from(kind == TaskKind::ConvolutionWithOperands)];

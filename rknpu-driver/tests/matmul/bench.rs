@@ -26,7 +26,8 @@ impl Bench {
         Bench { memory: Memory::new(options.unwritten), machine: Machine::new(options) }
     }
 
-    /// Runs a plan over packed operands and returns the output buffer; the work counted must be the work planned.
+    /// Runs a plan over packed operands and returns the output buffer; the work counted must be the work
+    /// planned.
     pub(crate) fn run(&self, plan: &MatmulPlan, tiles: &[u8], input: &[u8], per_channel: &[u8]) -> Vec<u8> {
         let (program, chains) = plan.program(ProgramOptions::default()).expect("laid out");
         let commands = program.bind(&BASES, COMMANDS).expect("bound");

@@ -35,7 +35,8 @@ fn side(random: &mut Generator, most: u64) -> u64 {
     side.clamp(1, most)
 }
 
-/// The shape and options of an index. Every precision and 1–3 cores come in turn; some cases use limits or a board that lead to other cuts.
+/// The shape and options of an index. Every precision and 1–3 cores come in turn; some cases use limits or a
+/// board that lead to other cuts.
 pub(crate) fn case(index: u64) -> (MatmulShape, PlanOptions, Generator) {
     let mut random = Generator::new(index);
     let precision = Precision::ALL[(index % 3) as usize];

@@ -1,6 +1,7 @@
 //! The planner's words beside those of the vendor's compiler for the same products.
 //!
-//! The fixtures are command streams that rknn-toolkit2 2.5.0 made of single 1×1 convolutions, copied as they came.
+//! The fixtures are command streams that rknn-toolkit2 2.5.0 made of single 1×1 convolutions, copied as they
+//! came.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use crate::regcmd::{Block, Word};
 /// Registers that hold addresses, which belong to a file's own buffers.
 const ADDRESSES: [u16; 4] = [0x1070, 0x1110, 0x4020, 0x5020];
 
-/// Access to the look-up table: full tasks of the vendor's set it to "read entry 0", ours only touch it to upload a table.
+/// Access to the look-up table: full tasks of the vendor's set it to "read entry 0", ours only touch it to
+/// upload a table.
 const TABLE: [u16; 2] = [0x4100, 0x4104];
 
 /// The last value of each register of each task; addresses, table access and the program counter's left out.

@@ -24,9 +24,10 @@ pub fn stages(outputs: usize, inner: usize, staging: usize) -> impl Iterator<Ite
     (0..outputs).step_by(rows).map(move |first| first..outputs.min(first + rows))
 }
 
-/// Writes the int8 tiles of output channels `rows` of a `w4` matrix; `rows` begins with an int4 tile. `tiles` and `multipliers`
-/// (`[N][ceil(K / 128)]`, low four bits used) are those of the whole matrix. The tiles come region by region of K, as the plan that will
-/// read them says ([`MatmulPlan::weight_regions`](crate::plan::MatmulPlan::weight_regions)).
+/// Writes the int8 tiles of output channels `rows` of a `w4` matrix; `rows` begins with an int4 tile. `tiles`
+/// and `multipliers` (`[N][ceil(K / 128)]`, low four bits used) are those of the whole matrix. The tiles come
+/// region by region of K, as the plan that will read them says
+/// ([`MatmulPlan::weight_regions`](crate::plan::MatmulPlan::weight_regions)).
 ///
 /// # Panics
 /// When `rows` begins elsewhere, the regions do not make up K, or a slice is shorter than it must be.
@@ -61,7 +62,8 @@ pub fn expand(
     }
 }
 
-/// Half an int4 tile times one multiplier a row. Rows past the last have no multiplier: they are padding and hold zeros.
+/// Half an int4 tile times one multiplier a row. Rows past the last have no multiplier: they are padding and
+/// hold zeros.
 fn expand_tile<'a>(lines: &[u8], multipliers: impl Iterator<Item = &'a u8>, out: &mut [u8]) {
     let multipliers = multipliers.copied().chain(std::iter::repeat(0));
     let rows = lines.chunks_exact(16).zip(out.chunks_exact_mut(TILE_COLUMNS));

@@ -5,8 +5,8 @@ use crate::plan::w4::multipliers_per_row;
 use crate::plan::{MatmulPlan, PlanError, PlanOptions, WeightOrder};
 use crate::shape::{MatmulShape, Precision};
 
-/// A product of int8 rows with `w4` weights as one of int4 rows: rows 2m and 2m + 1 are the high and the low nibbles of row m, row 2M is
-/// ones.
+/// A product of int8 rows with `w4` weights as one of int4 rows: rows 2m and 2m + 1 are the high and the low
+/// nibbles of row m, row 2M is ones.
 #[derive(Debug)]
 pub struct NibblePlan {
     plan: MatmulPlan,
@@ -54,8 +54,8 @@ impl NibblePlan {
         self.plan.pack_input_i8(&nibbles, inner, out);
     }
 
-    /// Combines the slices' sums into the int32 product, rows `stride` elements apart. `multipliers` is `[N][ceil(K / 128)]`; only the low four bits of each
-    /// are used.
+    /// Combines the slices' sums into the int32 product, rows `stride` elements apart. `multipliers` is
+    /// `[N][ceil(K / 128)]`; only the low four bits of each are used.
     ///
     /// # Panics
     /// When a slice is shorter than the shape needs.

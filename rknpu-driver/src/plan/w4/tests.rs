@@ -28,7 +28,8 @@ proptest! {
             prop_assert_eq!(rows.start, next);
             next = rows.end;
             let mut out = vec![0xaa; expanded_bytes(rows.clone(), inner)];
-            expand(&tiles, &multipliers, inner, rows.clone(), std::slice::from_ref(&(0..inner.div_ceil(32))), &mut out);
+            let region = 0..inner.div_ceil(32);
+            expand(&tiles, &multipliers, inner, rows.clone(), std::slice::from_ref(&region), &mut out);
             let mut back = vec![0; rows.len() * inner];
             unpack_i8(rows.len(), inner, &out, &mut back);
             prop_assert_eq!(&back[..], &expected[rows.start * inner..rows.end * inner]);
