@@ -1,15 +1,15 @@
 //! DPU: works on values element by element and writes the output.
 //!
 //! ```text
-//!  accumulators ─┐                                         ┌ LUT ┐
-//!  or MRDMA ─────┴▶ CPEND ▶ BS: ALU, MUL, ≫, ReLU ▶ BN: MUL, ALU, ≫, ReLU ▶ EW: LUT, then ALU or MUL, ReLU ▶ OUT_CVT ▶ WDMA
+//!  accumulators ─┐
+//!  or MRDMA ─────┴▶ CPEND ▶ BS: ALU, MUL, ≫, ReLU ▶ BN: MUL, ALU, ≫, ReLU ▶ EW: LUT, ALU or MUL, ReLU ▶ OUT_CVT ▶ WDMA
 //!                    │      │                       │                       │ operand
 //!                  BRDMA  BRDMA                   NRDMA                    ERDMA (or both engines, COMB_USE)
 //! ```
 //!
-//! The order of the stages and what each computes follow vendor streams, which an independent interpreter executed under
-//! the same reading with the vendor's results. The cube is worked off in chunks of pixels that fit into a cache; nothing
-//! is allocated in proportion to what a stream asks for.
+//! The order of the stages and what each computes follow vendor streams, which an independent interpreter executed
+//! under the same reading with the vendor's results. The cube is worked off in chunks of pixels that fit into a
+//! cache; nothing is allocated in proportion to what a stream asks for.
 
 #[cfg(test)]
 pub(crate) mod bench;
@@ -111,7 +111,12 @@ impl<'a> Task<'a> {
     fn check_main(&self, main: Option<&Products>, mode: Setting) -> Result<(), SimError> {
         let Shape { width, height, channels, processing, input, .. } = self.shape;
         let integer = processing == Processing::Integer;
+        let layout = Setting::read(self.blocks, dpu::BS_OW_CFG)?;
+        let sums_missing = |sums: usize| self.channels.cpend.is_some() && integer && sums == 0;
         let Some(products) = main else {
+            if sums_missing(0) {
+                return Err(layout.illegal("CPEND in flying mode, which has no sum of inputs"));
+            }
             let Some(FeatureReads { main: Some(main), size, .. }) = &self.reads else {
                 return Err(mode.illegal("flying mode without MRDMA"));
             };
@@ -140,8 +145,7 @@ impl<'a> Task<'a> {
             return Err(format.illegal("PROC_PRECISION differs from CORE's kind of numbers"));
         }
         let sums = products.input_sums.len();
-        if self.channels.cpend.is_some() && integer && sums != w * h && sums != w * h * c {
-            let layout = Setting::read(self.blocks, dpu::BS_OW_CFG)?;
+        if sums_missing(sums) || ![0, w * h, w * h * c].contains(&sums) {
             return Err(layout.illegal("CPEND needs CORE's QD_EN"));
         }
         Ok(())

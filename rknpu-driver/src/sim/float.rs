@@ -26,7 +26,8 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
-    /// The precision of a code as DPU, DPU_RDMA, PPU and PPU_RDMA take it; `None` for int4, tf32 and what has no name.
+    /// The precision of a code as DPU, DPU_RDMA, PPU and PPU_RDMA take it; `None` for int4, tf32 and what has no
+    /// name.
     pub(crate) fn from_code(code: u32) -> Option<Self> {
         match code {
             0 => Some(Self::Int8),

@@ -1,15 +1,15 @@
 //! The DPU's look-up tables at work: index in, interpolated entry out.
 //!
-//! Two tables of up to 513 signed 16-bit entries: LE answers for LE_START..=LE_END, LO for LO_START..=LO_END, one entry
-//! every `2^INDEX_SELECT` steps of the index, linear in between. An index outside a table goes on from its nearest end
-//! along a slope `(index − end) · scale ≫ shift`. Where both tables answer, or neither, LUT_CFG's priority bits choose:
-//! 1 takes LO (this block descends from NVDLA's, whose rule that is; all vendor streams set HYBRID and OFLOW and
-//! clear UFLOW).
+//! Two tables of up to 513 signed 16-bit entries: LE answers for LE_START..=LE_END, LO for LO_START..=LO_END, one
+//! entry every `2^INDEX_SELECT` steps of the index, linear in between. An index outside a table goes on from its
+//! nearest end along a slope `(index − end) · scale ≫ shift`. Where both tables answer, or neither, LUT_CFG's
+//! priority bits choose: 1 takes LO (this block descends from NVDLA's, whose rule that is; all vendor streams set
+//! HYBRID and OFLOW and clear UFLOW).
 //!
-//! In integer mode the index is an integer and the interpolated value is rounded once; in float mode the index keeps its
-//! fraction and the interpolation is exact to f32. Both readings reproduce an independent interpreter bit for bit on
-//! vendor streams; the silicon's rounding is not known. Glitches that one source reports of the silicon (entry 0, indices at flat ends)
-//! are not modelled.
+//! In integer mode the index is an integer and the interpolated value is rounded once; in float mode the index keeps
+//! its fraction and the interpolation is exact to f32. Both readings reproduce an independent interpreter bit for bit
+//! on vendor streams; the silicon's rounding is not known. Glitches that one source reports of the silicon (entry 0,
+//! indices at flat ends) are not modelled.
 
 use super::dpu::setting::Setting;
 use super::float::shift_right;

@@ -1,10 +1,11 @@
 //! PPU: pools a cube that PPU_RDMA reads from memory.
 //!
-//! Maximum, minimum and average over windows of up to 16 × 16 with padding of up to 7. Averages multiply the window's sum by
-//! two reciprocals: 16 fractional bits in integers; in floating point a 17-bit format (sign, six bits of exponent with
-//! bias 31, ten of fraction). PPU_RDMA's IN_PRECISION is the width of elements (1: 8 bits, 2: 16 bits), not their format.
-//! Those points were probed on silicon by one source; how averages round is not known (here: each product once, as
-//! [`Options::shift_rounding`] says). Padding counts as elements of the average whatever USE_CNT says (same source).
+//! Maximum, minimum and average over windows of up to 16 × 16 with padding of up to 7. Averages multiply the window's
+//! sum by two reciprocals: 16 fractional bits in integers; in floating point a 17-bit format (sign, six bits of
+//! exponent with bias 31, ten of fraction). PPU_RDMA's IN_PRECISION is the width of elements (1: 8 bits, 2: 16 bits),
+//! not their format. Those points were probed on silicon by one source; how averages round is not known (here: each
+//! product once, as [`Options::shift_rounding`] says). Padding counts as elements of the average whatever USE_CNT
+//! says (same source).
 //!
 //! The vendor's multi-core programmes end every core's chain with a one-pixel maximum: a marker to wait for.
 
@@ -34,7 +35,10 @@ pub(crate) fn run(
         match pool.precision {
             Precision::Int8 => pool.surface::<1, i64>(surface, options)?,
             Precision::Int16 => pool.surface::<2, i64>(surface, options)?,
-            _ => pool.surface::<2, f32>(surface, options)?,
+            // 32-bit formats were refused when the task was decoded.
+            Precision::Float16 | Precision::BFloat16 | Precision::Int32 | Precision::Float32 => {
+                pool.surface::<2, f32>(surface, options)?;
+            }
         }
     }
     work.read_bytes += (surfaces * pool.input.width * pool.input.height * ATOM) as u64;

@@ -1,8 +1,8 @@
 //! DPU_RDMA: the DPU's read engines.
 //!
-//! MRDMA reads the main input in flying mode, ERDMA the element-wise operand, BRDMA and NRDMA the per-channel operands of
-//! BS and BN. Feature cubes lie in surfaces of 16-byte atoms (NC1HWC2); the DPU takes their pixels in raster order, so a
-//! cube may be read in one shape and written in another of as many pixels.
+//! MRDMA reads the main input in flying mode, ERDMA the element-wise operand, BRDMA and NRDMA the per-channel
+//! operands of BS and BN. Feature cubes lie in surfaces of 16-byte atoms (NC1HWC2); the DPU takes their pixels in
+//! raster order, so a cube may be read in one shape and written in another of as many pixels.
 
 use super::SimError;
 use super::dpu::setting::Setting;
@@ -105,8 +105,8 @@ impl Sample for f32 {
 }
 
 impl Feature {
-    /// Reads pixels `first..first + count` of the first `channels` channels into `out[pixel][stride channels]`; channels
-    /// from `channels` up to `stride` are left alone. Returns the bytes read.
+    /// Reads pixels `first..first + count` of the first `channels` channels into `out[pixel][stride channels]`;
+    /// channels from `channels` up to `stride` are left alone. Returns the bytes read.
     pub(crate) fn read<T: Sample>(
         &self,
         (first, count): (usize, usize),
@@ -196,8 +196,9 @@ pub(crate) struct FeatureReads {
 }
 
 impl FeatureReads {
-    /// Decodes MRDMA and ERDMA. `flying` is DPU's flying mode, `operands` the format that DPU takes 16-bit operands in:
-    /// the main input's format is DPU_RDMA's to say, the operand's is DPU's (vendor streams mix fp16 and bf16 so).
+    /// Decodes MRDMA and ERDMA. `flying` is DPU's flying mode, `operands` the format that DPU takes 16-bit operands
+    /// in: the main input's format is DPU_RDMA's to say, the operand's is DPU's (vendor streams mix fp16 and bf16
+    /// so).
     pub(crate) fn decode(
         blocks: &Blocks,
         memory: &Memory,

@@ -54,8 +54,8 @@ impl OperandConverter {
 pub(super) enum Operation {
     /// An operation of the ALU.
     Alu(Alu),
-    /// Multiplication; in integers the product is shifted right, by another amount where it is negative. With `prelu` only
-    /// negative values are multiplied.
+    /// Multiplication; in integers the product is shifted right, by another amount where it is negative. With `prelu`
+    /// only negative values are multiplied.
     Mul { shift: u32, shift_negative: u32, prelu: bool },
 }
 
@@ -85,8 +85,8 @@ impl<T: Sample> ElementWise<T> {
         self.lut.is_none() && self.combine.is_none() && self.relu == Relu::Off
     }
 
-    /// Decodes EW; the operand is taken out of `reads`, and a converter other than the identity is refused in floating
-    /// point, where vendor streams never have one.
+    /// Decodes EW; the operand is taken out of `reads`, and a converter other than the identity is refused in
+    /// floating point, where vendor streams never have one.
     pub(super) fn decode(
         blocks: &Blocks,
         shape: &Shape,
@@ -108,7 +108,7 @@ impl<T: Sample> ElementWise<T> {
             let operand = match operation {
                 Operation::Alu(alu) if !alu.is_binary() => Operand::None,
                 _ if config.flag(ew_cfg::EW_OP_SRC) => operand_from_memory(config, shape, reads)?,
-                _ => Operand::Scalar(scalar(blocks)?),
+                Operation::Alu(_) | Operation::Mul { .. } => Operand::Scalar(scalar(blocks)?),
             };
             let converter = if config.flag(ew_cfg::EW_OP_CVT_BYPASS) {
                 None
@@ -167,10 +167,10 @@ fn operand_from_memory<T: Sample>(
     }
 }
 
-/// EW_OP_VALUE as one operand for all elements, as raw bits. In floating point the ALU takes it as f32 and the multiplier its
-/// low half as fp16; integers are its low 16 bits, signed (probed on silicon by one source). There are eight such
-/// registers and no source says which lanes take which, so they must agree, or all but the first be zero (vendor
-/// streams have zeros throughout).
+/// EW_OP_VALUE as one operand for all elements, as raw bits. In floating point the ALU takes it as f32 and the
+/// multiplier its low half as fp16; integers are its low 16 bits, signed (probed on silicon by one source). There are
+/// eight such registers and no source says which lanes take which, so they must agree, or all but the first be zero
+/// (vendor streams have zeros throughout).
 fn scalar(blocks: &Blocks) -> Result<u32, SimError> {
     let first = blocks.get(dpu::EW_OP_VALUE_0)?;
     let others = [

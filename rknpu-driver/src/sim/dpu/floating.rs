@@ -1,7 +1,7 @@
 //! The stages in floating point.
 //!
-//! Everything between the main input and the output converter is f32, one rounding an operation, nothing fused. ALU operands
-//! are f32, multiplier operands fp16 or bf16; both are exact in f32.
+//! Everything between the main input and the output converter is f32, one rounding an operation, nothing fused. ALU
+//! operands are f32, multiplier operands fp16 or bf16; both are exact in f32.
 
 use super::config::{Alu, Processing, Relu, Stage};
 use super::element_wise::{Combine, ElementWise, Operand, Operation};

@@ -1,7 +1,7 @@
 //! The stages on integers.
 //!
-//! Values are kept to 48 bits, the width of the widest accumulators, and saturate there after every step; narrower
-//! registers inside the silicon would differ only for values that its 8- and 16-bit outputs clip anyway.
+//! Values are kept to 48 bits, the width of the widest accumulators, and saturate there after every step. Whether the
+//! silicon has narrower registers between its stages is not known; no vendor stream comes near such a limit.
 
 use super::config::{Alu, Channels, Multiplier, Relu, Stage};
 use super::element_wise::{Combine, ElementWise, Operand, OperandConverter, Operation};

@@ -74,8 +74,8 @@ impl Output {
         })
     }
 
-    /// Writes pixels `first..first + count` from `bits[pixel][stride channels]`, the low bits of each element. Returns
-    /// the bytes written.
+    /// Writes pixels `first..first + count` from `bits[pixel][stride channels]`, the low bits of each element.
+    /// Returns the bytes written.
     pub(super) fn write(
         &self,
         first: usize,

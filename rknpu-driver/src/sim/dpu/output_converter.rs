@@ -1,11 +1,11 @@
 //! OUT_CVT: what the stages computed becomes bits of the output format.
 //!
-//! Integers: `saturate(round(x · SCALE / 2^SHIFT) + OFFSET)`; with CVT_TYPE the offset is added first. CVT_ROUND 0 rounds ties
-//! to even (the manual's "carry if odd"; measurements on three chips of the family agree), 1 rounds them up. Floats:
-//! `(x + OFFSET) · 2^-MINUS_EXP`, an integer offset, then one rounding to the output format. SCALE plays no part there:
-//! every vendor stream has 1. FP32TOFP16_EN accompanies fp16 and bf16 outputs; vendor streams also set it for integer outputs
-//! of floating-point stages, where it is taken to do nothing (through fp16 the softmax's exponentials would lose three of
-//! their ten bits).
+//! Integers: `saturate(round(x · SCALE / 2^SHIFT) + OFFSET)`; with CVT_TYPE the offset is added first. CVT_ROUND 0
+//! rounds ties to even (the manual's "carry if odd"; measurements on three chips of the family agree), 1 rounds them
+//! up. Floats: `(x + OFFSET) · 2^-MINUS_EXP`, an integer offset, then one rounding to the output format. SCALE plays
+//! no part there: every vendor stream has 1. FP32TOFP16_EN accompanies fp16 and bf16 outputs; vendor streams also set
+//! it for integer outputs of floating-point stages, where it is taken to do nothing (through fp16 the softmax's
+//! exponentials would lose three of their ten bits).
 
 use super::config::{Processing, Shape};
 use super::setting::Setting;
@@ -70,7 +70,7 @@ impl OutputConverter {
             Precision::Int16 => each(values, bits, |value| saturate(convert(value), 16) as u32),
             Precision::Int32 => each(values, bits, |value| saturate(convert(value), 32) as u32),
             Precision::Float16 | Precision::BFloat16 | Precision::Float32 => {
-                each(values, bits, |value| self.float_bits(self.to_float(convert(value), options)));
+                each(values, bits, |value| self.float_bits(self.as_float(convert(value), options)));
             }
         }
     }
@@ -92,7 +92,7 @@ impl OutputConverter {
         }
     }
 
-    fn to_float(&self, value: i64, options: &Options) -> f32 {
+    fn as_float(&self, value: i64, options: &Options) -> f32 {
         let nearest = value as f32;
         let above = options.int_to_float == IntToFloat::Floor && nearest as i64 > value;
         self.scaled(if above { nearest.next_down() } else { nearest })

@@ -1,7 +1,7 @@
 //! The bulk path: int32 accumulators written as they are, which is how matrix products come back.
 //!
-//! It equals the general path (a test holds them equal) and moves four channels at a time without a detour through the
-//! stages' 64-bit values.
+//! It equals the general path (a test holds them equal) and moves four channels at a time without a detour through
+//! the stages' 64-bit values.
 
 use super::output::Output;
 use crate::sim::rdma::ATOM;

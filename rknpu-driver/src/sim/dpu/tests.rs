@@ -1,4 +1,5 @@
-//! Tests of the DPU: each stage by numbers worked out by hand, properties against small formulas, streams that mean harm.
+//! Tests of the DPU: each stage by numbers worked out by hand, properties against small formulas, streams that mean
+//! harm.
 
 mod bulk;
 mod floating;

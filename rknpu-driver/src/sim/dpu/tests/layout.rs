@@ -13,7 +13,8 @@ fn moving(width: u32, height: u32, channels: u32) -> Bench {
     bench
 }
 
-/// An output of `width` × `height` atoms, groups of `group` surfaces `surface` bytes apart, `add` from group to group.
+/// An output of `width` × `height` atoms, groups of `group` surfaces `surface` bytes apart, `add` from group to
+/// group.
 fn output(bench: &mut Bench, size: (u32, u32), group: u32, surface: u32, add: u32, notch: u32) {
     let e = group - 1;
     bench.set(dpu::BS_OW_CFG, e << 8 | e << 5 | e << 2 | 2);
