@@ -156,7 +156,7 @@ impl RocketKernel for RocketFile {
         Ok(DriverVersion {
             name: DRIVER_NAME.into(),
             date: "0".into(),
-            description: "rocket DRM".into(),
+            description: "rocket DRM (simulated)".into(),
             ..DriverVersion::default()
         })
     }

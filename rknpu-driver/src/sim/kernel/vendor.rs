@@ -201,7 +201,7 @@ impl VendorKernel for VendorFile {
             minor: 9,
             patch: 8,
             date: "20240828".into(),
-            description: "RKNPU driver".into(),
+            description: "RKNPU driver (simulated)".into(),
         })
     }
 
