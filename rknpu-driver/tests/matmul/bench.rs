@@ -28,7 +28,13 @@ impl Bench {
 
     /// Runs a plan over packed operands and returns the output buffer; the work counted must be the work
     /// planned.
-    pub(crate) fn run(&self, plan: &MatmulPlan, tiles: &[u8], input: &[u8], per_channel: &[u8]) -> Vec<u8> {
+    pub(crate) fn run(
+        &self,
+        plan: &MatmulPlan,
+        tiles: &[u8],
+        input: &[u8],
+        per_channel: &[u8],
+    ) -> Result<Vec<u8>, String> {
         let (program, chains) = plan.program(ProgramOptions::default()).expect("laid out");
         let commands = program.bind(&BASES, COMMANDS).expect("bound");
         let output = Backing::new(plan.output_bytes()).expect("memory");
@@ -60,14 +66,20 @@ impl Bench {
         for at in mapped {
             self.memory.unmap(at);
         }
-        let work: Vec<_> = reports
-            .into_iter()
-            .map(|report| report.unwrap_or_else(|stopped| panic!("{stopped}: {}", stopped.error)).work())
-            .collect();
-        assert_eq!(work, plan.work(), "work counted and planned of {}", plan.shape());
+        let mut work = Vec::with_capacity(reports.len());
+        for (core, report) in reports.into_iter().enumerate() {
+            work.push(
+                report
+                    .map_err(|stopped| format!("{}: core {core}: {}", plan.shape(), chain(&*stopped)))?
+                    .work(),
+            );
+        }
+        if work != plan.work() {
+            return Err(format!("{}: work counted {work:?}, planned {:?}", plan.shape(), plan.work()));
+        }
         let mut bytes = vec![0; plan.output_bytes()];
         output.copy_out(0, &mut bytes);
-        bytes
+        Ok(bytes)
     }
 
     /// Computes a product of seeded values and compares; says what differs first.
@@ -90,7 +102,7 @@ impl Bench {
             let (a, w) = (values.fp16(a_len), values.fp16(w_len));
             weights::pack_f16(shape.outputs, shape.inner, &w, &mut tiles);
             plan.pack_input_f16(&a, shape.inner, &mut input);
-            let output = self.run(&plan, &tiles, &input, &[]);
+            let output = self.run(&plan, &tiles, &input, &[])?;
             let mut out = vec![0.0; len];
             plan.read_output_f32(&output, &mut out, shape.outputs);
             let expected = matmul_f16(&shape, &a, &w, &plan.slice_columns());
@@ -106,7 +118,7 @@ impl Bench {
             Precision::Int8 | Precision::Fp16 => weights::pack_i8(shape.outputs, shape.inner, &w, &mut tiles),
         }
         plan.pack_input_i8(&a, shape.inner, &mut input);
-        let output = self.run(&plan, &tiles, &input, &[]);
+        let output = self.run(&plan, &tiles, &input, &[])?;
         let mut out = vec![0; len];
         plan.read_output_i32(&output, &mut out, shape.outputs);
         let expected = matmul_int(&shape, &a, &w);
@@ -115,6 +127,12 @@ impl Bench {
             None => Ok(()),
         }
     }
+}
+
+/// An error and everything behind it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Where values come from.

@@ -26,7 +26,7 @@ fn check(bench: &Bench, shape: MatmulShape, requantise: Requantise, cores: usize
         false => operand::pack_addends(&addends),
     };
     assert_eq!(per_channel.len(), plan.operand_bytes());
-    let output = bench.run(&plan, &tiles, &input, &per_channel);
+    let output = bench.run(&plan, &tiles, &input, &per_channel).expect("run");
     let mut out = vec![0; shape.rows * shape.outputs];
     plan.read_output_i8(&output, &mut out, shape.outputs);
     for (index, (&got, &sum)) in out.iter().zip(&matmul_int(&shape, &a, &w)).enumerate() {

@@ -25,7 +25,7 @@ fn check(bench: &Bench, rows: usize, inner: usize, outputs: usize, cores: usize,
     let nibbles = NibblePlan::new(rows, inner, outputs, &options).expect("planned");
     let mut input = vec![0; nibbles.plan().input_bytes()];
     nibbles.pack_input(&a, inner, &mut input);
-    let output = bench.run(nibbles.plan(), &tiles, &input, &[]);
+    let output = bench.run(nibbles.plan(), &tiles, &input, &[]).expect("run");
     let mut out = vec![7; rows * outputs];
     nibbles.combine(&output, &multipliers, &mut out, outputs);
     assert!(out == expected, "nibbles of {shape}, {cores} cores");
@@ -41,7 +41,7 @@ fn check(bench: &Bench, rows: usize, inner: usize, outputs: usize, cores: usize,
         expand(&tiles, &multipliers, inner, channels.clone(), &plan.weight_regions(), &mut weights);
         let mut input = vec![0; plan.input_bytes()];
         plan.pack_input_i8(&a, inner, &mut input);
-        let output = bench.run(&plan, &weights, &input, &[]);
+        let output = bench.run(&plan, &weights, &input, &[]).expect("run");
         plan.read_output_i32(&output, &mut out[channels.start..], outputs);
     }
     assert!(out == expected, "expansion of {shape}, {cores} cores");
