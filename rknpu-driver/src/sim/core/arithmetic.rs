@@ -7,8 +7,6 @@
 use std::marker::PhantomData;
 use std::ops::AddAssign;
 
-use crate::sim::float;
-
 /// A number format's elements, its tiles and its accumulators.
 pub(in crate::sim) trait Arithmetic {
     /// A feature element (and a depthwise weight).
@@ -227,7 +225,7 @@ impl Encoding for Fp16 {
 
     fn decode(bytes: &[u8], into: &mut [f32]) {
         for (bytes, value) in bytes.as_chunks::<2>().0.iter().zip(into) {
-            *value = float::from_f16(u16::from_le_bytes(*bytes));
+            *value = half_to_single(u16::from_le_bytes(*bytes));
         }
     }
 }
@@ -237,7 +235,7 @@ impl Encoding for Bf16 {
 
     fn decode(bytes: &[u8], into: &mut [f32]) {
         for (bytes, value) in bytes.as_chunks::<2>().0.iter().zip(into) {
-            *value = float::from_bf16(u16::from_le_bytes(*bytes));
+            *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
         }
     }
 }
@@ -253,19 +251,37 @@ impl Encoding for Tf32 {
     }
 }
 
+/// A half's value without branches, so that loops of it become vector code: its bits are a single's with an exponent that
+/// is 112 too small, which one exact multiplication corrects, subnormals included.
+fn half_to_single(half: u16) -> f32 {
+    const EXPONENT: f32 = f32::from_bits((127 + 112) << 23);
+    const INFINITE: u32 = 0x0f80_0000;
+    let magnitude = u32::from(half & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * EXPONENT).to_bits();
+    let bits = if magnitude >= INFINITE { magnitude | 0x7f80_0000 } else { finite };
+    f32::from_bits(bits | u32::from(half & 0x8000) << 16)
+}
+
 /// Kernels of a float tile.
 const ROWS: usize = 16;
 
 /// A float tile turned so that the kernels of one channel lie together: `[columns][16]`.
-fn turn<'a, E: Encoding>(bytes: &[u8], rows: usize, columns: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-    scratch.clear();
-    scratch.resize(E::COLUMNS * ROWS, 0.0);
+fn turn<'a, E: Encoding, W: Copy + Default + From<f32>>(
+    bytes: &[u8],
+    rows: usize,
+    columns: usize,
+    scratch: &'a mut Vec<W>,
+) -> &'a [W] {
+    if rows < ROWS || columns < E::COLUMNS || scratch.is_empty() {
+        scratch.clear();
+        scratch.resize(E::COLUMNS * ROWS, W::default());
+    }
     let mut values = [0.0; 32];
     let row_bytes = bytes.len() / rows.max(1);
     for (row, bytes) in bytes.chunks_exact(row_bytes.max(1)).enumerate().take(rows) {
         E::decode(bytes, &mut values[..columns]);
         for (column, value) in values[..columns].iter().enumerate() {
-            scratch[column * ROWS + row] = *value;
+            scratch[column * ROWS + row] = W::from(*value);
         }
     }
     scratch
@@ -291,7 +307,7 @@ macro_rules! float_arithmetic {
 
         impl<E: Encoding> Arithmetic for $name<E> {
             type Feature = f32;
-            type Weight = f32;
+            type Weight = $sum;
             type Sum = $sum;
 
             const COLUMNS: usize = E::COLUMNS;
@@ -301,11 +317,11 @@ macro_rules! float_arithmetic {
                 E::decode(bytes, into);
             }
 
-            fn prepare<'a>(bytes: &'a [u8], rows: usize, columns: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-                turn::<E>(bytes, rows, columns, scratch)
+            fn prepare<'a>(bytes: &'a [u8], rows: usize, columns: usize, scratch: &'a mut Vec<$sum>) -> &'a [$sum] {
+                turn::<E, $sum>(bytes, rows, columns, scratch)
             }
 
-            fn tile($weights: &[f32], $features: &[f32], $sums: &mut [$sum]) $tile
+            fn tile($weights: &[$sum], $features: &[f32], $sums: &mut [$sum]) $tile
 
             fn products(weights: &[f32], features: &[f32], sums: &mut [$sum]) {
                 for ((weight, feature), sum) in weights.iter().zip(features).zip(sums) {
@@ -326,7 +342,7 @@ float_arithmetic!(
         let mut row = load(sums);
         for (weights, feature) in weights.as_chunks::<ROWS>().0.iter().zip(features) {
             for (sum, weight) in row.iter_mut().zip(weights) {
-                *sum += f64::from(*weight) * f64::from(*feature);
+                *sum += *weight * f64::from(*feature);
             }
         }
         store(row, sums);
@@ -360,3 +376,66 @@ float_arithmetic!(
         }
     }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_has_its_value() {
+        for bits in 0..=u16::MAX {
+            let (value, expected) = (half_to_single(bits), half::f16::from_bits(bits).to_f32());
+            assert!(
+                value.to_bits() == expected.to_bits() || (value.is_nan() && expected.is_nan()),
+                "{bits:#06x}"
+            );
+        }
+    }
+
+    #[test]
+    fn tf32_drops_thirteen_bits() {
+        let mut value = [0.0];
+        Tf32::decode(&f32::from_bits(0x3fff_ffff).to_le_bytes(), &mut value);
+        assert_eq!(value[0].to_bits(), 0x3fff_e000);
+    }
+
+    #[test]
+    fn int16_sums_exceed_32_bits() {
+        let bytes: Vec<u8> = (0..16 * 32).flat_map(|_| i16::MIN.to_le_bytes()).collect();
+        let (mut scratch, mut sums) = (Vec::new(), [1i64; 16]);
+        let tile = Int16::prepare(&bytes, 16, 32, &mut scratch);
+        Int16::tile(tile, &[i16::MIN; 32], &mut sums);
+        assert_eq!(sums, [(32 << 30) + 1; 16]);
+    }
+
+    #[test]
+    fn orders_of_addition_differ_where_they_must() {
+        // 1 + 2⁻²⁴ is 1 in f32; thirty-one such terms summed first are not lost.
+        let row: Vec<u8> = (0..32).flat_map(|_| half::f16::ONE.to_le_bytes()).collect();
+        let mut features = [2f32.powi(-24); 32];
+        features[31] = 0.0;
+        let sums = |tile: &dyn Fn() -> f64| tile();
+        let double = sums(&|| {
+            let (mut scratch, mut sums) = (Vec::new(), [1.0f64]);
+            Double::<Fp16>::tile(Double::<Fp16>::prepare(&row, 1, 32, &mut scratch), &features, &mut sums);
+            sums[0]
+        });
+        let sequential = sums(&|| {
+            let (mut scratch, mut sums) = (Vec::new(), [1.0f32]);
+            Sequential::<Fp16>::tile(
+                Sequential::<Fp16>::prepare(&row, 1, 32, &mut scratch),
+                &features,
+                &mut sums,
+            );
+            f64::from(sums[0])
+        });
+        let by_entry = sums(&|| {
+            let (mut scratch, mut sums) = (Vec::new(), [1.0f32]);
+            ByEntry::<Fp16>::tile(ByEntry::<Fp16>::prepare(&row, 1, 32, &mut scratch), &features, &mut sums);
+            f64::from(sums[0])
+        });
+        assert_eq!(double, 1.0 + 31.0 * 2f64.powi(-24));
+        assert_eq!(sequential, 1.0);
+        assert!(by_entry > 1.0 && by_entry != double);
+    }
+}
