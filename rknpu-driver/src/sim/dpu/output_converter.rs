@@ -4,8 +4,8 @@
 //! rounds ties to even (the manual's "carry if odd"; measurements on three chips of the family agree), 1 rounds them
 //! up. Floats: `(x + OFFSET) · 2^-MINUS_EXP`, an integer offset, then one rounding to the output format. SCALE plays
 //! no part there: every vendor stream has 1. FP32TOFP16_EN accompanies fp16 and bf16 outputs; vendor streams also set
-//! it for integer outputs of floating-point stages, where it is taken to do nothing (through fp16 the softmax's
-//! exponentials would lose three of their ten bits).
+//! it for integer outputs of floating-point stages. With outputs other than 16-bit floats it is taken to do nothing
+//! (through fp16 the softmax's exponentials would lose three of their ten bits).
 
 use super::config::{Processing, Shape};
 use super::setting::Setting;
@@ -45,9 +45,6 @@ impl OutputConverter {
         let float = shape.processing != Processing::Integer;
         if float && (converter.scale != 1 || converter.shift != 0) {
             return Err(scale.undecoded("an integer scale or shift in floating point"));
-        }
-        if float && converter.output == Precision::Float32 && scale.flag(out_cvt_scale::FP32TOFP16_EN) {
-            return Err(scale.illegal("FP32TOFP16_EN with an f32 output"));
         }
         Ok(converter)
     }

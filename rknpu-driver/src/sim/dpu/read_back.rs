@@ -12,7 +12,10 @@ use crate::timing::TaskWork;
 const LANES: usize = 4;
 
 /// Pixels gathered at a time.
-const PIXELS: usize = 256;
+const PIXELS: usize = 64;
+
+/// Surfaces gathered at a time: 128 bytes of every row.
+const SURFACES: usize = 8;
 
 /// Writes a cube of accumulators. Channels behind the last real one are written as zeros: OFFSET_PEND must be zero.
 pub(super) fn run(
@@ -24,7 +27,6 @@ pub(super) fn run(
     let pixels = cube.width * cube.height;
     let surfaces = output.surfaces();
     work.write_bytes += (surfaces * pixels * ATOM) as u64;
-    let whole = (real_channels / LANES).min(surfaces);
     if pixels == 1 && output.is_contiguous() {
         let mut bytes = vec![0; surfaces * ATOM];
         for (element, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&cube.data[..real_channels]) {
@@ -32,33 +34,46 @@ pub(super) fn run(
         }
         return output.write_bytes(0, &bytes);
     }
-    let mut atoms = vec![0; pixels.min(PIXELS) * ATOM];
+    let mut atoms = vec![0; pixels.min(PIXELS) * SURFACES * ATOM];
     for first in (0..pixels).step_by(PIXELS) {
         let count = PIXELS.min(pixels - first);
         let rows = &cube.data[first * cube.channels..(first + count) * cube.channels];
-        let atoms = &mut atoms[..count * ATOM];
-        for surface in 0..surfaces {
-            let lanes = if surface < whole {
-                LANES
-            } else {
-                real_channels.saturating_sub(surface * LANES).min(LANES)
-            };
-            gather(rows, cube.channels, surface * LANES, lanes, atoms);
-            output.write_surface(surface, first, atoms)?;
+        for surface in (0..surfaces).step_by(SURFACES) {
+            let block = SURFACES.min(surfaces - surface);
+            let end = |surfaces: usize| (surfaces * LANES).min(real_channels);
+            let channels = end(surface)..end(surface + block);
+            let atoms = &mut atoms[..block * count * ATOM];
+            gather(rows, cube.channels, channels, atoms);
+            for (index, atoms) in atoms.chunks_exact(count * ATOM).enumerate() {
+                output.write_surface(surface + index, first, atoms)?;
+            }
         }
     }
     Ok(())
 }
 
-/// Copies `lanes` channels from `channel` on of every pixel into its atom and clears the rest.
-fn gather(rows: &[i32], channels: usize, channel: usize, lanes: usize, atoms: &mut [u8]) {
-    for (row, atom) in rows.chunks_exact(channels).zip(atoms.as_chunks_mut::<ATOM>().0) {
-        let mut values = [0i32; LANES];
-        if lanes > 0 {
-            values[..lanes].copy_from_slice(&row[channel..channel + lanes]);
+/// Copies a range of channels of every pixel into the atoms of their surfaces, one surface after the other, and clears
+/// the lanes behind the range.
+fn gather(rows: &[i32], stride: usize, channels: std::ops::Range<usize>, atoms: &mut [u8]) {
+    let pixels = rows.len() / stride;
+    let atoms = atoms.as_chunks_mut::<ATOM>().0;
+    let whole = channels.len() == atoms.len() / pixels * LANES;
+    if !whole {
+        atoms.fill([0; ATOM]);
+    }
+    for (pixel, row) in rows.chunks_exact(stride).enumerate() {
+        let (quads, rest) = row[channels.clone()].as_chunks::<LANES>();
+        for (index, quad) in quads.iter().enumerate() {
+            store(&mut atoms[index * pixels + pixel], quad);
         }
-        for (element, value) in atom.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-            *element = value.to_le_bytes();
+        if !rest.is_empty() {
+            store(&mut atoms[quads.len() * pixels + pixel], rest);
         }
+    }
+}
+
+fn store(atom: &mut [u8; ATOM], values: &[i32]) {
+    for (element, value) in atom.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+        *element = value.to_le_bytes();
     }
 }
