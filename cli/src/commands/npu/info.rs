@@ -85,7 +85,11 @@ fn device_rows(device: &Device, row: &mut dyn FnMut(&str, String)) {
             format!("{count} of {}, each for {cores} of the cores", output::bytes(space.bytes)),
         );
     }
-    let sram = if info.sram_bytes == 0 { "none".to_owned() } else { output::bytes(info.sram_bytes) };
+    let sram = match (info.interface, info.sram_bytes) {
+        (Interface::Rocket, _) => "not offered by this driver".to_owned(),
+        (Interface::Vendor, 0) => "none".to_owned(),
+        (Interface::Vendor, bytes) => output::bytes(bytes),
+    };
     row("on-chip SRAM", sram);
     if let Some(fault) = device.health().fault {
         row("fault", fault.to_string());
@@ -94,7 +98,12 @@ fn device_rows(device: &Device, row: &mut dyn FnMut(&str, String)) {
 
 fn driver(device: &Device) -> String {
     let version = &device.info().driver;
-    let date = if version.date.is_empty() { String::new() } else { format!(" of {}", version.date) };
+    // Drivers without a date say 0.
+    let date = if matches!(version.date.as_str(), "" | "0") {
+        String::new()
+    } else {
+        format!(" of {}", version.date)
+    };
     format!("{} {}.{}.{}{date}", version.name, version.major, version.minor, version.patch)
 }
 

@@ -32,10 +32,30 @@ impl Dimensions {
     /// The product of these dimensions.
     ///
     /// # Errors
-    /// Dimensions that no product can have.
-    pub(super) fn shape(self, precision: Precision) -> Result<MatmulShape, ShapeError> {
-        MatmulShape::new(self.rows, self.inner, self.outputs, precision)
+    /// Dimensions that no product can have, or whose matrices are too large to make up and compare.
+    pub(super) fn shape(self, precision: Precision) -> Result<MatmulShape, DimensionsError> {
+        let shape = MatmulShape::new(self.rows, self.inner, self.outputs, precision)?;
+        // The shape's own limits keep these far from overflow.
+        let sides = [self.rows * self.inner, self.inner * self.outputs, self.rows * self.outputs];
+        if sides.iter().any(|elements| *elements > MOST_ELEMENTS) {
+            return Err(DimensionsError::TooLarge);
+        }
+        Ok(shape)
     }
+}
+
+/// Most elements of a matrix: a gigabyte of int8.
+const MOST_ELEMENTS: usize = 1 << 30;
+
+/// Why dimensions are refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DimensionsError {
+    /// No product has them.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The matrices are too large.
+    #[error("a matrix would have more than {MOST_ELEMENTS} elements")]
+    TooLarge,
 }
 
 impl FromStr for Dimensions {
@@ -367,8 +387,12 @@ mod tests {
         let dimensions: Dimensions = "16x896x4864".parse().unwrap();
         assert_eq!(dimensions, Dimensions { rows: 16, inner: 896, outputs: 4864 });
         assert_eq!(dimensions.to_string(), "16x896x4864");
-        for bad in ["", "16", "16x896", "1x2x3x4", "ax2x3", "-1x2x3"] {
+        for bad in ["", "16", "16x896", "1x2x3x4", "ax2x3", "-1x2x3", "99999999999999999999x1x1"] {
             assert!(bad.parse::<Dimensions>().is_err(), "{bad}");
+        }
+        for large in ["16777216x1x16777216", "1x133144x16777216", "1x133145x1", "0x1x1"] {
+            let dimensions: Dimensions = large.parse().unwrap();
+            assert!(dimensions.shape(Precision::Int8).is_err(), "{large}");
         }
     }
 

@@ -107,15 +107,25 @@ pub(super) fn run(args: &SelftestArgs) -> Result<(), Failure> {
     if let Some(asked) = args.cores.filter(|asked| *asked > there) {
         return Err(Failure::usage(format!("the device has {there} cores, {asked} were asked for")));
     }
+    let report = try_all(args, &device)?;
+    if args.json {
+        output::json(&report)?
+    } else {
+        show(&report)?
+    }
+    verdict(&report)
+}
+
+/// Tries all products, or those up to the first that fails.
+fn try_all(args: &SelftestArgs, device: &Device) -> Result<Report, Failure> {
     let began = Instant::now();
     let mut groups: BTreeMap<(Precision, u8), Group> = BTreeMap::new();
     let mut failures = Vec::new();
     let progress = Counter::new(args.count);
     for number in 0..args.count {
-        let case = case(args, there, args.seed.wrapping_add(number))?;
-        let failed = try_case(args, &device, case).err();
-        let key = (case.shape.precision, case.cores);
-        let group = groups.entry(key).or_insert(Group {
+        let case = case(args, device.info().cores, args.seed.wrapping_add(number))?;
+        let failed = try_case(args, device, case).err();
+        let group = groups.entry((case.shape.precision, case.cores)).or_insert(Group {
             precision: case.shape.precision.name(),
             cores: case.cores,
             products: 0,
@@ -134,20 +144,14 @@ pub(super) fn run(args: &SelftestArgs) -> Result<(), Failure> {
         }
     }
     progress.finish();
-    let report = Report {
-        device: describe(&device),
+    Ok(Report {
+        device: describe(device),
         simulated: device.info().simulated,
         seed: args.seed,
         seconds: began.elapsed().as_secs_f64(),
         groups: groups.into_values().collect(),
         failures,
-    };
-    if args.json {
-        output::json(&report)?
-    } else {
-        show(&report)?
-    }
-    verdict(&report)
+    })
 }
 
 fn verdict(report: &Report) -> Result<(), Failure> {
@@ -318,7 +322,53 @@ impl Counter {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+    use rknpu_driver::device::Interface;
+    use rknpu_driver::sim::faults::{Fault, FaultPlan, Trigger};
+    use rknpu_driver::sim::kernel::{self, SimConfig};
+
     use super::*;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        args: SelftestArgs,
+    }
+
+    fn report(interface: Interface, faults: FaultPlan, flags: &str) -> Report {
+        let config = SimConfig { faults: Some(faults), report: None, ..SimConfig::new(interface) };
+        let device = kernel::device(config).unwrap();
+        let args = CommandLine::parse_from(format!("x --device sim {flags}").split_whitespace()).args;
+        try_all(&args, &device).unwrap()
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_and_can_be_replayed() {
+        let always = FaultPlan::new(1).with(Fault::BitFlip, Trigger::Probability(1.0));
+        let found = report(Interface::Vendor, always, "--count 9 --seed 4");
+        assert_eq!(found.failures.len(), 1, "stops at the first");
+        let failed = &found.failures[0];
+        assert!(failed.reason.contains("row ") && failed.reason.contains("expected"), "{}", failed.reason);
+        assert!(failed.replay.contains("--seed 4 --count 1"), "{}", failed.replay);
+        assert_eq!(verdict(&found).unwrap_err().exit().code(), 1);
+        // The line that is printed makes the same product.
+        let flags = failed.replay.trim_start_matches("rookery npu selftest --device sim");
+        let again = report(Interface::Vendor, FaultPlan::new(1), flags);
+        assert_eq!((again.groups.len(), again.failures.len()), (1, 0));
+        assert_eq!(again.groups[0].multiply_adds, found.groups[0].multiply_adds);
+    }
+
+    #[test]
+    fn a_device_that_hangs_is_reset_and_goes_on() {
+        let second = FaultPlan::new(1).with(Fault::TimeOut, Trigger::At(2));
+        for interface in [Interface::Vendor, Interface::Rocket] {
+            let found = report(interface, second.clone(), "--count 6 --cores 1 --keep-going");
+            assert_eq!(found.failures.len(), 1, "{interface:?}");
+            assert!(found.failures[0].reason.contains("did not compute"), "{}", found.failures[0].reason);
+            let products: u64 = found.groups.iter().map(|group| group.products).sum();
+            assert_eq!(products, 6);
+        }
+    }
 
     #[test]
     fn random_shapes_are_within_bounds_and_reach_corners() {
