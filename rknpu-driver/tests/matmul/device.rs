@@ -29,9 +29,19 @@ fn filled(device: &Device, domain: DomainId, bytes: &[u8]) -> Buffer {
 
 /// Weights, input and output in buffers of `domain`, weights and output not at the start of theirs.
 fn case(device: &Device, domain: DomainId, shape: MatmulShape, cores: usize, seed: u64) -> Case {
+    case_with(device, domain, shape, &PlanOptions { cores, ..PlanOptions::default() }, seed)
+}
+
+fn case_with(
+    device: &Device,
+    domain: DomainId,
+    shape: MatmulShape,
+    options: &PlanOptions,
+    seed: u64,
+) -> Case {
     let mut random = Generator::new(seed);
     let (a, w) = (random.int8(shape.rows * shape.inner), random.int8(shape.outputs * shape.inner));
-    let plan = MatmulPlan::new(shape, &PlanOptions { cores, ..PlanOptions::default() }).expect("planned");
+    let plan = MatmulPlan::new(shape, options).expect("planned");
     let mut tiles = vec![0; 1024 + plan.weight_bytes()];
     weights::pack_i8(shape.outputs, shape.inner, &w, &mut tiles[1024..]);
     let weights = filled(device, domain, &tiles).seal().expect("idle");
@@ -83,6 +93,24 @@ fn products_run_on_both_kernels() {
                 case.check_output();
             }
         }
+    }
+}
+
+/// The task counter of the program controller has 12 bits: kernels start longer chains in parts.
+#[test]
+fn a_chain_may_be_longer_than_the_task_counter() {
+    for interface in [Interface::Vendor, Interface::Rocket] {
+        let device = device(SimConfig::new(interface)).expect("a device");
+        let mut options = PlanOptions::default();
+        options.limits.outputs = 32;
+        let shape = int8(2, 33, 32 * 4200);
+        let case = case_with(&device, device.domains()[0].id, shape, &options, 3);
+        assert_eq!(case.plan.task_count(), 4200);
+        let bound = case.plan.bind(&device, &case.operands, TIMEOUT).expect("bound");
+        case.write_input();
+        let reports = device.run(&[bound.job()]).expect("run");
+        assert_eq!(reports[0].tasks_done, 4200);
+        case.check_output();
     }
 }
 
