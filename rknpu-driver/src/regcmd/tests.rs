@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use super::registers::{self, Block, Field, Register, cna, core, dpu, dpu_rdma, enable, pc};
 use super::*;
 
+#[cfg(feature = "sim")]
+mod simulated;
+
 /// Streams of the vendor's compiler, as it wrote them (addresses still addends): convolutions for 1, 2 and 3 cores
 /// with pooling tasks, a table upload with its use, a chain of deltas with reductions.
 const STREAMS: [(&str, &[u8]); 3] = [
