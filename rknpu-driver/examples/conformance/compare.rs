@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `int_even`: the emitted registers evaluated, ties to even | bit for bit | |
 //! | `refsim`: an independent interpreter of the stream | bit for bit; with tables ±1 on 5 % | 2 ulp, or the sum's tolerance |
-//! | `simq`, `simf16`: the vendor's simulator | ±1 on 0.1 % | 2 ulp, or the sum's tolerance |
+//! | `simq`, `simf16`: the vendor's simulator | ±1 on 0.1 % (0.2 % beside a match of `int_even`; int16 any) | 2 ulp, or the sum's tolerance |
 //!
 //! The sum's tolerance is 2⁻¹³ of the tensor's largest value behind one convolution, whose order of additions is not known,
 //! and 2⁻¹⁰ where operators follow each other with rounded results between them.
@@ -56,7 +56,7 @@ pub(crate) fn check(vector: &Vector, test: usize, outputs: &[(Tensor, Values)]) 
     for (tensor, values) in outputs {
         let name = format!("t{test}.out.{}", tensor.name);
         let before = notes.len();
-        for rule in rules(vector, &name) {
+        for rule in rules(vector, tensor, &name) {
             for kind in rule.arrays {
                 let Some(expected) = vector.values(&format!("{name}.{kind}")) else { continue };
                 let differing =
@@ -75,7 +75,7 @@ pub(crate) fn check(vector: &Vector, test: usize, outputs: &[(Tensor, Values)]) 
 }
 
 /// The expectations of an output, the strictest first.
-fn rules(vector: &Vector, output: &str) -> Vec<Rule> {
+fn rules(vector: &Vector, tensor: &Tensor, output: &str) -> Vec<Rule> {
     let has = |kind: &str| vector.has(&format!("{output}.{kind}"));
     let approximation = vector.approximation();
     let sum = if approximation == Approximation::None { ONE_SUM } else { SUMS_IN_A_ROW };
@@ -84,7 +84,14 @@ fn rules(vector: &Vector, output: &str) -> Vec<Rule> {
     if approximation == Approximation::Table {
         (interpreter.step, interpreter.per_mille) = (1, 50);
     }
-    let vendor = Rule { arrays: VENDOR, step: 1, per_mille: 1, absolute: sum, relative: 0.0 };
+    let per_mille = match tensor.dtype.as_str() {
+        // A multiplier of 15 bits is off by up to one step of a 16-bit code.
+        "i16" => 1000,
+        // How many of a vector's outputs lie near a rounding edge is chance: 0.039 % on average, 0.1 % in some.
+        _ if has("int_even") => 2,
+        _ => 1,
+    };
+    let vendor = Rule { arrays: VENDOR, step: 1, per_mille, absolute: sum, relative: 0.0 };
     let vendor = match approximation {
         Approximation::None => vendor,
         _ if has("refsim") => return vec![interpreter],

@@ -1,6 +1,8 @@
 //! CNA: reads features and weights into CBUF and feeds CORE.
 
+mod converter;
 mod features;
+mod format;
 mod setting;
 mod weights;
 
@@ -15,10 +17,9 @@ use super::error::SimError;
 use super::memory::Memory;
 use super::options::{Accumulation, Options};
 use super::registers::Blocks;
-use crate::regcmd::registers::cna as reg;
 use crate::timing::{TaskWork, mac_cycles};
 use features::{Held, Loaded};
-use setting::Format;
+use format::Format;
 use weights::HeldWeights;
 
 /// What the last convolution left in CBUF, for tasks with DATA_REUSE or WEIGHT_REUSE.
@@ -42,8 +43,7 @@ pub(super) fn convolve(
     let setting = Setting::read(blocks, options)?;
     count_work(&setting, work);
     let loaded = features::load(&setting, blocks, memory, buffered.feature.take())?;
-    let window = blocks.window(reg::DCOMP_ADDR0, memory)?;
-    let mut weights = Weights::new(&setting, window, buffered.weights.take(), blocks)?;
+    let mut weights = Weights::new(&setting, blocks, memory, buffered.weights.take())?;
     let products = multiply(&setting, &loaded, &mut weights, options.accumulation)?;
     buffered.feature = Some(Held::new(&setting, loaded));
     buffered.weights = weights.held();
@@ -73,10 +73,14 @@ fn multiply(
             Format::Int16 => run::<Int16>(setting, features, weights, |sums| {
                 Accumulators::Wide(cube(setting, sums.into_iter().map(clip).collect()))
             }),
-            Format::Int8 if long || setting.clip.0 > 0 => run::<Int8<i64>>(setting, features, weights, |sums| {
-                int(sums.into_iter().map(narrow).collect())
-            }),
-            Format::Int8 | Format::Fp16 | Format::Bf16 | Format::Tf32 => run::<Int8<i32>>(setting, features, weights, int),
+            Format::Int8 if long || setting.clip.0 > 0 => {
+                run::<Int8<i64>>(setting, features, weights, |sums| {
+                    int(sums.into_iter().map(narrow).collect())
+                })
+            }
+            Format::Int8 | Format::Fp16 | Format::Bf16 | Format::Tf32 => {
+                run::<Int8<i32>>(setting, features, weights, int)
+            }
         },
         Loaded::Float(features) => match (setting.format, order) {
             (Format::Bf16, Accumulation::Double) => run::<Double<Bf16>>(setting, features, weights, rounded),

@@ -1,6 +1,7 @@
 //! The feature: from surfaces of 16-byte atoms, or packed pixels, to pixels of channels.
 
-use super::setting::{Format, InputConverter, Setting};
+use super::format::Format;
+use super::setting::Setting;
 use crate::regcmd::registers::cna as reg;
 use crate::sim::core::{Arithmetic, Bf16, Double, Features, Fp16, Int4, Int8, Int16, Tf32};
 use crate::sim::error::SimError;
@@ -164,22 +165,4 @@ fn read_packed<A: Arithmetic>(
         }
     }
     Ok(())
-}
-
-impl InputConverter {
-    /// Converts int8 pixels of `count` channels.
-    fn apply(&self, bytes: &mut [u8], count: usize) {
-        for pixel in bytes.chunks_exact_mut(count) {
-            for (channel, byte) in pixel.iter_mut().enumerate() {
-                let value = if self.signed { i128::from(*byte as i8) } else { i128::from(*byte) };
-                let (offset, scale) = (i128::from(self.offset[channel]), i128::from(self.scale[channel]));
-                let shift = self.shift[channel];
-                let converted = match self.add_first {
-                    true => self.rounding.shift((value + offset) * scale, shift),
-                    false => self.rounding.shift(value * scale, shift) + offset,
-                };
-                *byte = converted.clamp(-128, 127) as i8 as u8;
-            }
-        }
-    }
 }

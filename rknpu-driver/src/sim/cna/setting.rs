@@ -1,12 +1,13 @@
 //! A convolution as the registers of CNA and CORE describe it, checked.
 
+use super::converter::InputConverter;
+use super::format::Format;
 use crate::regcmd::Field;
 use crate::regcmd::registers::cna as reg;
 use crate::regcmd::registers::core as core_reg;
 use crate::sim::error::{RegisterId, SimError};
 use crate::sim::options::{Options, Rounding};
 use crate::sim::registers::Blocks;
-use crate::timing::MacFormat;
 
 /// Banks of CBUF and the 64-byte entries of a bank.
 const BANKS: u32 = 12;
@@ -21,60 +22,9 @@ const MAX_PAD: usize = 15;
 /// The most accumulators that the simulator keeps at once; a vendor task has at most some 4 million.
 const MAX_ACCUMULATORS: usize = 1 << 25;
 
-/// Number formats of the multipliers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::sim) enum Format {
-    Int8,
-    Int16,
-    Fp16,
-    Bf16,
-    Int4,
-    Tf32,
-}
-
-impl Format {
-    fn from_code(code: u32) -> Option<Self> {
-        match code {
-            0 => Some(Self::Int8),
-            1 => Some(Self::Int16),
-            2 => Some(Self::Fp16),
-            3 => Some(Self::Bf16),
-            6 => Some(Self::Int4),
-            7 => Some(Self::Tf32),
-            _ => None,
-        }
-    }
-
-    /// What the format costs, and the groups its weights lie in.
-    pub(in crate::sim) fn mac(self) -> MacFormat {
-        match self {
-            Self::Int8 => MacFormat::Int8,
-            Self::Int16 | Self::Fp16 | Self::Bf16 => MacFormat::Sixteen,
-            Self::Int4 => MacFormat::Int4,
-            Self::Tf32 => MacFormat::Tf32,
-        }
-    }
-
-    /// Bytes of `elements` elements (int4: two a byte).
-    pub(in crate::sim) fn bytes(self, elements: usize) -> usize {
-        elements * self.mac().bits() as usize / 8
-    }
-
-    /// Elements of a 16-byte atom.
-    pub(in crate::sim) fn lanes(self) -> usize {
-        128 / self.mac().bits() as usize
-    }
-
-    /// Kernels of a group.
-    pub(in crate::sim) fn kernel_group(self) -> usize {
-        self.mac().kernel_group() as usize
-    }
-
-    /// Channels that lie together in depthwise weights: 64 bytes of them (int8 64, fp16 32 by a sweep on the silicon).
-    pub(in crate::sim) fn depthwise_group(self) -> usize {
-        4 * self.lanes()
-    }
-}
+/// The most multiplications of a task, some ten seconds' worth. A feature that fits CBUF under 3×3 kernels for as many
+/// outputs as the DPU takes stays below half of it.
+const MAX_PRODUCTS: u128 = 1 << 36;
 
 /// Where the feature's pixels lie, in units of 16 bytes (of a pixel's bytes when packed).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,17 +35,6 @@ pub(in crate::sim) struct FeatureLayout {
     pub(in crate::sim) surface: i64,
     /// Channels of a packed pixel, whose bytes lie side by side; `None` for surfaces.
     pub(in crate::sim) packed: Option<usize>,
-}
-
-/// The input converter of packed input: (x + offset) · scale ≫ shift per channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::sim) struct InputConverter {
-    pub(in crate::sim) signed: bool,
-    pub(in crate::sim) add_first: bool,
-    pub(in crate::sim) rounding: Rounding,
-    pub(in crate::sim) offset: [i16; 4],
-    pub(in crate::sim) scale: [i16; 4],
-    pub(in crate::sim) shift: [u32; 4],
 }
 
 /// A convolution.
@@ -159,7 +98,7 @@ impl Setting {
             height,
             channels: positive(reg::data_size1::DATAIN_CHANNEL)?,
             layout: layout(blocks, width, packed)?,
-            converter: converter(blocks, format, packed)?,
+            converter: InputConverter::read(blocks, format, packed)?,
             out_width,
             out_height: pixels / out_width,
             out_channels: size(core_reg::dataout_size_1::DATAOUT_CHANNEL)? + 1,
@@ -256,6 +195,15 @@ impl Setting {
         if pixels.saturating_mul(self.out_channels) > MAX_ACCUMULATORS {
             let reason = format!("{pixels} pixels of {} channels exceed the simulator", self.out_channels);
             return Err(SimError::illegal(atomics, pixels as u32, reason));
+        }
+        let outputs = if self.depthwise { 1 } else { self.kernels };
+        let products = [pixels, outputs, self.channels, self.taps()].map(|factor| factor as u128);
+        if products.into_iter().product::<u128>() > MAX_PRODUCTS {
+            return Err(SimError::illegal(
+                atomics,
+                pixels as u32,
+                "more products than the simulator computes",
+            ));
         }
         Ok(())
     }
@@ -408,45 +356,4 @@ fn layout(blocks: &Blocks, width: usize, packed: Option<usize>) -> Result<Featur
         return Err(SimError::illegal(reg::dma_con1::LINE_STRIDE, line as u32, reason));
     }
     Ok(FeatureLayout { line: width as i64, surface: surface + line, packed })
-}
-
-/// The input converter, which the vendor's compiler always bypasses. The open driver uses it to make 8-bit pixels signed.
-fn converter(
-    blocks: &Blocks,
-    format: Format,
-    packed: Option<usize>,
-) -> Result<Option<InputConverter>, SimError> {
-    if blocks.flag(reg::cvt_con0::CVT_BYPASS)? {
-        return Ok(None);
-    }
-    if format != Format::Int8 || packed.is_none() {
-        let (register, value) = (RegisterId::from(reg::CVT_CON0), blocks.get(reg::CVT_CON0)?);
-        return Err(SimError::Undecoded {
-            register,
-            value,
-            mode: "input conversion of other than packed int8",
-        });
-    }
-    let channels = [reg::CVT_CON1, reg::CVT_CON2, reg::CVT_CON3, reg::CVT_CON4];
-    let mut converter = InputConverter {
-        signed: blocks.flag(reg::cvt_con0::DATA_SIGN)?,
-        add_first: blocks.flag(reg::cvt_con0::CVT_TYPE)?,
-        rounding: match blocks.flag(reg::cvt_con0::ROUND_TYPE)? {
-            true => Rounding::HalfUp,
-            false => Rounding::TiesToEven,
-        },
-        offset: [0; 4],
-        scale: [0; 4],
-        shift: [
-            blocks.field(reg::cvt_con0::CVT_TRUNCATE_0)?,
-            blocks.field(reg::cvt_con0::CVT_TRUNCATE_1)?,
-            blocks.field(reg::cvt_con0::CVT_TRUNCATE_2)?,
-            blocks.field(reg::cvt_con0::CVT_TRUNCATE_3)?,
-        ],
-    };
-    for (index, register) in channels.into_iter().enumerate() {
-        let value = blocks.get(register)?;
-        (converter.offset[index], converter.scale[index]) = (value as i16, (value >> 16) as i16);
-    }
-    Ok(Some(converter))
 }

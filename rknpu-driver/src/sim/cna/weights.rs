@@ -3,7 +3,7 @@
 use super::setting::Setting;
 use crate::regcmd::registers::cna as reg;
 use crate::sim::error::SimError;
-use crate::sim::memory::Window;
+use crate::sim::memory::{Memory, Window};
 use crate::sim::registers::Blocks;
 
 const BANK: usize = 32 << 10;
@@ -33,12 +33,13 @@ impl<'a> Weights<'a> {
     /// Weights from memory, or with WEIGHT_REUSE from CBUF.
     pub(super) fn new(
         setting: &'a Setting,
-        window: Window,
-        held: Option<HeldWeights>,
         blocks: &Blocks,
+        memory: &Memory,
+        held: Option<HeldWeights>,
     ) -> Result<Self, SimError> {
         let source = match (setting.weight_reuse, held) {
             (false, _) => {
+                let window = blocks.window(reg::DCOMP_ADDR0, memory)?;
                 let fits = setting.weight_bytes() <= setting.weight_banks as usize * BANK;
                 Source::Memory { window, copy: fits.then(|| Vec::with_capacity(setting.weight_bytes())) }
             }
