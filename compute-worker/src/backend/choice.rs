@@ -46,6 +46,11 @@ impl Backends {
     /// When the NPU is asked for and does not work; the message says what is wrong.
     pub fn open(settings: &BackendSettings) -> Result<Self, BackendError> {
         let made = |device, reason| Self { device, settings: settings.npu.clone(), reason };
+        let checked = |(device, w4), reason: &str| Self {
+            device: Some(device),
+            settings: NpuSettings { w4, ..settings.npu.clone() },
+            reason: reason.to_owned(),
+        };
         let failed = |backend: &str, error: NpuError| BackendError {
             backend: backend.to_owned(),
             message: chain(&error),
@@ -58,11 +63,11 @@ impl Backends {
                 Ok(made(Some(device), "as configured; figures are simulated".to_owned()))
             }
             BackendChoice::Npu => {
-                let device = super::npu::open(&settings.npu).map_err(|error| failed("npu", error))?;
-                Ok(made(Some(device), "as configured, and its self-check passed".to_owned()))
+                let opened = super::npu::open(&settings.npu).map_err(|error| failed("npu", error))?;
+                Ok(checked(opened, "as configured, and its self-check passed"))
             }
             BackendChoice::Auto => Ok(match super::npu::open(&settings.npu) {
-                Ok(device) => made(Some(device), "an NPU is there and its self-check passed".to_owned()),
+                Ok(opened) => checked(opened, "an NPU is there and its self-check passed"),
                 Err(error) => made(None, format!("no working NPU: {}", chain(&error))),
             }),
         }

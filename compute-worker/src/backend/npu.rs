@@ -57,6 +57,8 @@ pub struct NpuBackend {
     cost: CostModel,
     faults: FaultState,
     store: Store,
+    /// There was no memory for any of the weights: worth another try.
+    refused: bool,
     jobs: Jobs,
     /// Started when the first call is shared by both.
     waiter: Option<Waiter>,
@@ -87,6 +89,7 @@ impl NpuBackend {
             cost,
             faults: FaultState::new(settings.faults),
             store: Store::default(),
+            refused: false,
             jobs: Jobs::new(device.clone(), options, settings.job_timeout, settings.max_plans),
             waiter: None,
             checksums: HashMap::new(),
@@ -100,7 +103,7 @@ impl NpuBackend {
     fn permitted(&mut self) -> bool {
         let now = Instant::now();
         match self.faults.permit(now) {
-            Permit::Use => !self.wants_weights(),
+            Permit::Use => !self.store.is_stale(),
             Permit::Cpu => false,
             Permit::Reset => match self.device.reset() {
                 Ok(recovery) => {
@@ -110,7 +113,7 @@ impl NpuBackend {
                     if recovery == Recovery::BuffersLost {
                         self.jobs.forget();
                     }
-                    !self.wants_weights()
+                    !self.store.is_stale()
                 }
                 Err(error) => {
                     self.failed(FaultKind::Reset, &error);
@@ -337,6 +340,7 @@ impl Backend for NpuBackend {
         let (store, refusal) = Store::build(&self.device, weights);
         let (held, left) = (store.held, store.left);
         self.store = store;
+        self.refused = refusal.is_some() && held == 0;
         match refusal {
             None if left == 0 => tracing::debug!(bytes = held, "the weights are in the NPU's memory"),
             None => tracing::warn!(
@@ -405,7 +409,8 @@ impl Backend for NpuBackend {
     }
 
     fn wants_weights(&self) -> bool {
-        self.store.is_stale() && !self.faults.is_set_aside()
+        let lost = self.store.is_stale() || self.refused;
+        lost && self.faults.permit(Instant::now()) == Permit::Use
     }
 
     fn reports_steps(&self) -> bool {

@@ -35,6 +35,20 @@ pub enum NpuPolicy {
     Both,
 }
 
+/// How the NPU multiplies with int4 weights. The result is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NpuW4 {
+    /// What the cost model says is faster for each product, if the device's int4 mode passes the self-check. On the
+    /// simulator: as int8, which it computes much faster.
+    #[default]
+    Auto,
+    /// As int8: the processor expands the weights first.
+    Int8,
+    /// As int4, with two rows of nibbles for each row of activations.
+    Int4,
+}
+
 /// Settings of the NPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -45,6 +59,8 @@ pub struct NpuSection {
     pub node: Option<PathBuf>,
     /// What goes to the NPU: `auto`, `npu`, `cpu` or `both`. Default `auto`.
     pub policy: NpuPolicy,
+    /// How int4 weights are multiplied: `auto`, `int8` or `int4`. Default `auto`.
+    pub w4: NpuW4,
     /// Cores to use, from 1 to 3. Default 3.
     pub cores: u8,
     /// Longest time for one job, after which the device counts as stuck. Default 5s.
@@ -97,6 +113,7 @@ impl Default for NpuSection {
             interface: NpuInterface::Auto,
             node: None,
             policy: NpuPolicy::Auto,
+            w4: NpuW4::Auto,
             cores: 3,
             job_timeout: Duration::from_secs(5),
             check_results: true,
@@ -159,6 +176,7 @@ impl NpuSection {
             interface: self.interface,
             node: self.node.clone(),
             policy: self.policy,
+            w4: self.w4,
             cores: self.cores,
             job_timeout: self.job_timeout,
             check_results: self.check_results,

@@ -3,7 +3,7 @@
 use rknpu_driver::device::{Device, Interface};
 use rknpu_driver::sim::kernel::{SimConfig, Simulation};
 use rookery_compute_worker::backend::npu::{NpuBackend, NpuSettings};
-use rookery_compute_worker::config::NpuPolicy;
+use rookery_compute_worker::config::{NpuPolicy, NpuW4};
 use rookery_compute_worker::engine::{EngineConfig, EngineCore, Request, Sampling};
 use rookery_kernels::Kernels;
 use rookery_model::pack::Recipe;
@@ -73,5 +73,19 @@ fn every_policy_gives_the_same_bits() {
         let (_, trace) = run(on_npu("qwen2", Recipe::W8, device.clone(), &settings));
         assert!(trace == expected, "{policy:?}: logits differ");
         assert_eq!(device.health().jobs_done > 0, policy != NpuPolicy::Cpu, "{policy:?}");
+    }
+}
+
+#[test]
+fn int4_weights_give_the_same_bits_as_int4_and_as_int8() {
+    let expected = on_cpu("llama3", Recipe::W4);
+    for w4 in [NpuW4::Int4, NpuW4::Int8] {
+        for interface in [Interface::Vendor, Interface::Rocket] {
+            let simulation = Simulation::new(SimConfig::new(interface));
+            let settings = NpuSettings { w4, ..NpuSettings::default() };
+            let (_, trace) = run(on_npu("llama3", Recipe::W4, simulation.device().unwrap(), &settings));
+            assert_eq!(simulation.last_stop(), None, "{w4:?} {interface:?}");
+            assert!(trace == expected, "{w4:?} {interface:?}: logits differ");
+        }
     }
 }

@@ -5,13 +5,14 @@ use rknpu_driver::sim::kernel::SimConfig;
 use rknpu_driver::timing::Board;
 
 use super::{CostModel, NpuError, NpuSettings, self_check::self_check};
-use crate::config::{NpuInterface, NpuPolicy};
+use crate::config::{NpuInterface, NpuPolicy, NpuW4};
 
-/// Opens the kernel's device, and checks a few small products.
+/// Opens the kernel's device, and checks a few small products. Also tells how `w4` weights can be multiplied: one whose int4
+/// mode fails the check is good for int8.
 ///
 /// # Errors
 /// When there is no device that can be used, or it computes wrongly.
-pub fn open(settings: &NpuSettings) -> Result<Device, NpuError> {
+pub fn open(settings: &NpuSettings) -> Result<(Device, NpuW4), NpuError> {
     let interface = match settings.interface {
         NpuInterface::Auto => InterfaceChoice::Auto,
         NpuInterface::Vendor => InterfaceChoice::Vendor,
@@ -19,8 +20,20 @@ pub fn open(settings: &NpuSettings) -> Result<Device, NpuError> {
     };
     let options = OpenOptions { interface, node: settings.node.clone() };
     let device = Device::open(&options).map_err(NpuError::Open)?;
-    self_check(&device, settings)?;
-    Ok(device)
+    let ways = |w4| NpuSettings { w4, ..settings.clone() };
+    self_check(&device, &ways(NpuW4::Int8))?;
+    if settings.w4 == NpuW4::Int8 {
+        return Ok((device, NpuW4::Int8));
+    }
+    match self_check(&device, &ways(NpuW4::Int4)) {
+        Ok(()) => Ok((device, settings.w4)),
+        Err(error @ NpuError::SelfCheck { .. }) => {
+            let error = crate::backend::choice::chain(&error);
+            tracing::warn!(error, "the NPU's int4 mode is not used");
+            Ok((device, NpuW4::Int8))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A simulated device in this process.
@@ -46,8 +59,12 @@ pub(super) fn cost_model(device: &Device, settings: &NpuSettings) -> CostModel {
         NpuPolicy::Auto if info.simulated => NpuPolicy::Npu,
         policy => policy,
     };
+    let w4 = match settings.w4 {
+        NpuW4::Auto if info.simulated => NpuW4::Int8,
+        w4 => w4,
+    };
     let cores = u32::from(settings.cores.min(info.cores));
-    CostModel::new(preset(info.interface), &settings.board, cores, policy)
+    CostModel::new(preset(info.interface), &settings.board, cores, policy, w4)
 }
 
 fn preset(interface: Interface) -> Board {
@@ -58,5 +75,6 @@ fn preset(interface: Interface) -> Board {
 }
 
 fn board(interface: Interface, settings: &NpuSettings) -> Board {
-    *CostModel::new(preset(interface), &settings.board, settings.cores.into(), NpuPolicy::Npu).board()
+    let cores = settings.cores.into();
+    *CostModel::new(preset(interface), &settings.board, cores, NpuPolicy::Npu, settings.w4).board()
 }

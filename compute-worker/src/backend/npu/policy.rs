@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use rknpu_driver::timing::{self, Board, MacFormat, TaskWork};
 
 use super::BoardSettings;
-use crate::config::NpuPolicy;
+use crate::config::{NpuPolicy, NpuW4};
 
 /// Output channels that a split leaves whole: a panel of the kernels, and a row of tiles of either precision.
 pub(super) const SPLIT_STEP: usize = 64;
@@ -71,6 +71,7 @@ pub struct CostModel {
     board: Board,
     cpu: BoardSettings,
     policy: NpuPolicy,
+    w4: NpuW4,
     threads: usize,
     decisions: HashMap<Product, Decision>,
     /// Products that the driver cannot plan, left to the processor whatever the policy.
@@ -82,7 +83,7 @@ const MOST_DECISIONS: usize = 4096;
 
 impl CostModel {
     /// A model with the driver's constants where the settings have none, for `cores` cores.
-    pub fn new(board: Board, settings: &BoardSettings, cores: u32, policy: NpuPolicy) -> Self {
+    pub fn new(board: Board, settings: &BoardSettings, cores: u32, policy: NpuPolicy, w4: NpuW4) -> Self {
         let mut board = board;
         board.cores = cores;
         board.clock_hz = settings.npu_clock_hz.unwrap_or(board.clock_hz);
@@ -96,6 +97,7 @@ impl CostModel {
             board,
             cpu: settings.clone(),
             policy,
+            w4,
             threads: 1,
             decisions: HashMap::new(),
             excluded: HashSet::new(),
@@ -186,7 +188,13 @@ impl CostModel {
         let device = self.job(nibble_rows, product, MacFormat::Int4, 2.0 * slices, SLICE);
         let sums =
             (nibble_rows as f64 * product.inner as f64 + values(nibble_rows as f64, 2.0 * slices)) / threads;
-        if device + sums < expanded { (device + sums, Way::Int4) } else { (expanded, Way::Int8) }
+        let nibbles = device + sums;
+        match self.w4 {
+            NpuW4::Int8 => (expanded, Way::Int8),
+            NpuW4::Int4 => (nibbles, Way::Int4),
+            NpuW4::Auto if nibbles < expanded => (nibbles, Way::Int4),
+            NpuW4::Auto => (expanded, Way::Int8),
+        }
     }
 
     /// Seconds of a job whose rows of output take `output_bytes` bytes a channel, in slices of `slice` columns.
@@ -237,7 +245,7 @@ mod tests {
 
     fn model(policy: NpuPolicy) -> CostModel {
         let board = NpuSection::default().validate().unwrap().board;
-        CostModel::new(Board::rk3588_vendor(), &board, 3, policy)
+        CostModel::new(Board::rk3588_vendor(), &board, 3, policy, NpuW4::Auto)
     }
 
     fn product(rows: usize, inner: usize, outputs: usize, form: Form) -> Product {
@@ -257,9 +265,13 @@ mod tests {
     fn settings_replace_the_boards_constants() {
         let mut settings = NpuSection::default().validate().unwrap().board;
         let product = product(1, 4096, 14_336, Form::W8);
-        let before = CostModel::new(Board::rk3588_vendor(), &settings, 3, NpuPolicy::Auto).npu(&product).0;
+        let seconds = |settings: &BoardSettings| {
+            let model = CostModel::new(Board::rk3588_vendor(), settings, 3, NpuPolicy::Auto, NpuW4::Auto);
+            model.npu(&product).0
+        };
+        let before = seconds(&settings);
         settings.npu_bytes_per_second = Some(Board::rk3588_vendor().streamed_bytes_per_s() / 2.0);
-        let after = CostModel::new(Board::rk3588_vendor(), &settings, 3, NpuPolicy::Auto).npu(&product).0;
+        let after = seconds(&settings);
         assert!(after > before * 1.8, "{before} {after}");
     }
 

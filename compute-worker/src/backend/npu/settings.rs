@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::FaultLimits;
-use crate::config::{NpuInterface, NpuPolicy, NpuSection};
+use crate::config::{NpuInterface, NpuPolicy, NpuSection, NpuW4};
 
 /// Checked settings of the NPU backend; [`crate::config::NpuSection`] says what each means.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +14,8 @@ pub struct NpuSettings {
     pub node: Option<PathBuf>,
     /// What goes to the NPU.
     pub policy: NpuPolicy,
+    /// How int4 weights are multiplied.
+    pub w4: NpuW4,
     /// Cores to use, from 1 to 3.
     pub cores: u8,
     /// Longest time for one job.
