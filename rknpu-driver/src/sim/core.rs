@@ -2,9 +2,11 @@
 
 mod arithmetic;
 mod convolution;
+mod floating;
 
-pub(super) use arithmetic::{Arithmetic, Bf16, ByEntry, Double, Fp16, Int4, Int8, Int16, Sequential, Tf32};
+pub(super) use arithmetic::{Arithmetic, Int4, Int8, Int16};
 pub(super) use convolution::{Features, convolution};
+pub(super) use floating::{Bf16, ByEntry, Double, Fp16, Sequential, Tf32};
 
 /// A feature cube, `data[(h * width + w) * channels + c]`.
 #[derive(Clone, Debug, PartialEq)]
