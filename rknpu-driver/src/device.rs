@@ -16,6 +16,7 @@ mod share;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::mem;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -293,6 +294,17 @@ impl Device {
 
     fn link(&self, domain: DomainId) -> Option<Arc<Link>> {
         self.0.link(domain)
+    }
+}
+
+impl Drop for DeviceInner {
+    fn drop(&mut self) {
+        if lock(&self.quarantine).is_empty() || reset::reset(self).is_ok() {
+            return;
+        }
+        // The hardware may still be at work in this memory, and nothing stops it: it stays mapped as long as
+        // the process lives.
+        mem::forget(mem::take(&mut *lock(&self.quarantine)));
     }
 }
 

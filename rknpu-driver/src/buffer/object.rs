@@ -44,10 +44,11 @@ impl Object {
         matches!(self.link.kernel, Kernel::Rocket(_)) || matches!(self.caching, Caching::Exporter(_))
     }
 
-    /// Makes what the device wrote visible to the CPU. Rocket waits for the jobs that write the object first,
-    /// at most `wait`.
+    /// Makes what the device wrote visible to the CPU. Memory that a reset took from the device is the CPU's
+    /// alone. Rocket waits for the jobs that write the object first, at most `wait`.
     pub(crate) fn begin_access(&self, bytes: &Range<usize>) -> Result<(), SyncError> {
         match (&self.link.kernel, &self.caching) {
+            _ if self.link.is_retired() => Ok(()),
             (_, Caching::CpuOnly) => Ok(()),
             (_, Caching::Exporter(fd)) => {
                 self.told("DMA_BUF_IOCTL_SYNC", ioctl::dma_buf_sync(fd.as_fd(), ioctl::DMA_BUF_SYNC_START))
@@ -62,6 +63,7 @@ impl Object {
     /// Makes what the CPU wrote visible to the device.
     pub(crate) fn end_access(&self, bytes: &Range<usize>) -> Result<(), SyncError> {
         match (&self.link.kernel, &self.caching) {
+            _ if self.link.is_retired() => Ok(()),
             (_, Caching::CpuOnly) => Ok(()),
             (_, Caching::Exporter(fd)) => {
                 self.told("DMA_BUF_IOCTL_SYNC", ioctl::dma_buf_sync(fd.as_fd(), ioctl::DMA_BUF_SYNC_END))

@@ -33,7 +33,8 @@ impl Failure {
     pub(super) fn of_call(link: &Link, call: &'static str, errno: Errno) -> Self {
         let source = link.note(errno);
         if is_gone(source) {
-            return Self { error: JobError::Gone, fault: Some(Fault::Gone), may_run: true };
+            // DRM asks whether the device is there before it looks at the call.
+            return Self { error: JobError::Gone, fault: Some(Fault::Gone), may_run: false };
         }
         let error = JobError::Call { call, source };
         if matches!(source, Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM | Errno::EBUSY) {
@@ -77,15 +78,8 @@ impl Drop for Lease<'_> {
 }
 
 fn refusal(error: SyncError, it: &Use) -> JobError {
-    match error {
-        SyncError::Gone => JobError::Gone,
-        // Sealed after the job was prepared.
-        SyncError::Sealed => JobError::Sealed { iova: it.inner.iova },
-        SyncError::Range { .. }
-        | SyncError::Busy { .. }
-        | SyncError::Quarantined
-        | SyncError::Call { .. } => JobError::Buffer(error),
-    }
+    // Sealed after the job was prepared.
+    if error == SyncError::Sealed { JobError::Sealed { iova: it.inner.iova } } else { error.into() }
 }
 
 /// Runs jobs in order, and jobs of different rocket domains at the same time.

@@ -60,10 +60,10 @@ pub enum JobError {
     CommandsChanged,
     /// The task objects could not be made.
     #[error("no memory for the task objects")]
-    Allocate(#[from] super::AllocateError),
+    Allocate(#[source] super::AllocateError),
     /// A buffer could not be had.
     #[error("a buffer of the job could not be had")]
-    Buffer(#[from] super::SyncError),
+    Buffer(#[source] super::SyncError),
     /// The job did not complete in its time; its memory is kept until the device is reset.
     #[error("the job was not done after {after:?}; reset the device")]
     TimedOut {
@@ -90,6 +90,18 @@ pub enum JobError {
     /// The device is gone.
     #[error("the device is gone; see the kernel log, then open it again")]
     Gone,
+}
+
+impl From<super::AllocateError> for JobError {
+    fn from(error: super::AllocateError) -> Self {
+        if error == super::AllocateError::Gone { JobError::Gone } else { JobError::Allocate(error) }
+    }
+}
+
+impl From<super::SyncError> for JobError {
+    fn from(error: super::SyncError) -> Self {
+        if error == super::SyncError::Gone { JobError::Gone } else { JobError::Buffer(error) }
+    }
 }
 
 /// Why a device is set aside.

@@ -71,9 +71,9 @@ impl Product {
 
     /// Writes the input and runs.
     pub(crate) fn run(&self, device: &Device) -> Result<JobReport, JobError> {
-        let mut bytes = self.input.write(..).map_err(JobError::Buffer)?;
+        let mut bytes = self.input.write(..)?;
         self.plan.pack_input_i8(&self.a, self.plan.shape().inner, &mut bytes);
-        bytes.finish().map_err(JobError::Buffer)?;
+        bytes.finish()?;
         device.run(&[self.bound.job()]).map(|mut reports| reports.remove(0))
     }
 

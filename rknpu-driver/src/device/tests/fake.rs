@@ -56,7 +56,8 @@ pub(crate) struct World {
     pub(crate) last_submit: vendor::rknpu_submit,
     pub(crate) last_lists: (Vec<u32>, Vec<u32>),
     pub(crate) no_iommu: bool,
-    hung: bool,
+    /// Handles that the job which hangs may use; none with no such job.
+    hung: Vec<u32>,
 }
 
 /// A fake kernel of either driver.
@@ -141,6 +142,27 @@ impl World {
         self.memory.values().find(within).map(|it| (it, address - it.address))
     }
 
+    /// Handles of a vendor job: its task objects, its commands, and whatever their words name.
+    fn used_by(&self, tasks: u32, count: u32) -> Vec<u32> {
+        let mut used = vec![tasks];
+        let mut add = |address: u64| {
+            let within = |it: &Memory| (it.address..it.address + it.size).contains(&address);
+            used.extend(self.memory.iter().find(|(_, it)| within(it)).map(|(handle, _)| *handle));
+        };
+        for index in 0..u64::from(count) {
+            let mut task = [0; 40];
+            self.memory[&tasks].file.read_exact_at(&mut task, index * 40).unwrap();
+            let commands = u64::from_le_bytes(task[32..].try_into().unwrap());
+            add(commands);
+            let (memory, at) = self.find(commands).unwrap();
+            let mut words = vec![0; task[24] as usize * 8];
+            memory.file.read_exact_at(&mut words, at).unwrap();
+            let words = words.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+            words.filter(|word| *word != 0).for_each(|word| add(word >> 16 & 0xffff_ffff));
+        }
+        used
+    }
+
     /// Runs one task: every destination among its commands gets an atom.
     fn run_task(&self, commands: u64, words: u32, task: usize) {
         let (memory, at) = self.find(commands).unwrap();
@@ -172,7 +194,7 @@ impl VendorKernel for Fake {
         let reset = args.flags == vendor::RKNPU_ACT_RESET;
         let mut world = self.enter(if reset { "reset" } else { "action" })?;
         if reset {
-            world.hung = false;
+            world.hung.clear();
         }
         args.value = match args.flags {
             vendor::RKNPU_GET_DRV_VERSION => 908,
@@ -203,7 +225,7 @@ impl VendorKernel for Fake {
 
     fn mem_destroy(&self, args: &mut vendor::rknpu_mem_destroy) -> Result<(), Errno> {
         let mut world = self.enter("mem_destroy")?;
-        assert!(!world.hung, "memory was given back under a job that runs");
+        assert!(!world.hung.contains(&args.handle), "memory was given back under a job that runs");
         assert_eq!(args.obj_addr, object_address(args.handle));
         world.memory.remove(&args.handle).map(drop).ok_or(Errno::EINVAL)
     }
@@ -225,7 +247,7 @@ impl VendorKernel for Fake {
             *world.memory.keys().find(|handle| object_address(**handle) == args.task_obj_addr).unwrap();
         assert_ne!(world.memory[&handle].flags & vendor::RKNPU_MEM_KERNEL_MAPPING, 0);
         if world.jobs == Jobs::Hang {
-            world.hung = true;
+            world.hung = world.used_by(handle, args.task_number);
             return Err(Errno::ETIMEDOUT);
         }
         let first = if args.core_mask.count_ones() == 3 { 2 } else { 0 };
@@ -307,7 +329,7 @@ impl RocketKernel for Fake {
             return Ok(());
         }
         if world.jobs == Jobs::Hang {
-            world.hung = true;
+            world.hung = [in_handles, out_handles].concat();
             return Ok(());
         }
         for (index, task) in tasks.iter().enumerate() {
@@ -322,7 +344,7 @@ impl RocketKernel for Fake {
         if !world.memory.contains_key(&args.handle) {
             return Err(Errno::ENOENT);
         }
-        let waits = world.hung && world.last_lists.1.contains(&args.handle);
+        let waits = !world.hung.is_empty() && world.last_lists.1.contains(&args.handle);
         if waits { Err(Errno::ETIMEDOUT) } else { Ok(()) }
     }
 
@@ -354,6 +376,6 @@ impl RocketKernel for Fake {
 impl Fake {
     /// Rocket: the job that hung is over at last.
     pub(crate) fn unhang(&self) {
-        self.world().hung = false;
+        self.world().hung.clear();
     }
 }

@@ -99,35 +99,35 @@ fn allocation_fails_with_its_reason() {
 
 #[test]
 fn jobs_run_on_one_to_three_cores() {
-    // Cores with their tasks, the mask, the first core's entry, and which task object writes each atom:
-    // objects are in the order of cores.
-    let cases: [(&[(u8, usize)], u32, usize, &[usize]); 5] = [
-        (&[(0, 3)], 1, 0, &[0, 1, 2]),
-        (&[(1, 1)], 2, 1, &[0]),
-        (&[(2, 2)], 4, 2, &[0, 1]),
-        (&[(1, 2), (0, 1)], 3, 0, &[1, 2, 0]),
-        (&[(0, 1), (1, 2), (2, 3)], 7, 2, &[0, 1, 2, 3, 4, 5]),
-    ];
-    for (cores, mask, entry, writers) in cases {
-        let (fake, device) = open();
-        let (output, job) = simple(&device, DomainId(3), cores);
-        let prepared = device.prepare(job).unwrap();
-        for _ in 0..2 {
-            let reports = device.run(&[&prepared]).unwrap();
-            assert_eq!(reports[0].elapsed, Duration::from_nanos(1_234_000));
-        }
-        let submit = fake.world().last_submit;
-        assert_eq!((submit.core_mask, submit.iommu_domain_id, submit.timeout), (mask, 3, 200));
-        assert_eq!(submit.flags, vendor::RKNPU_JOB_PC | vendor::RKNPU_JOB_PINGPONG);
-        assert_eq!(submit.subcore_task[entry].task_start, 0);
-        let numbers: u32 = submit.subcore_task.iter().map(|range| range.task_number).sum();
-        assert_eq!(numbers, submit.task_number);
-        let atoms: Vec<u8> = writers.iter().flat_map(|&task| expected(task)).collect();
-        assert_eq!(output.read(..atoms.len()).unwrap()[..], atoms);
-        assert_eq!(fake.count("mem_map"), 4, "task objects are built once");
-        drop((prepared, output, device));
-        assert!(fake.world().memory.is_empty());
+    // Which task object writes each atom: objects are in the order of cores, atoms in that of chains.
+    on_cores(&[(0, 3)], 1, 0, &[0, 1, 2]);
+    on_cores(&[(1, 1)], 2, 1, &[0]);
+    on_cores(&[(2, 2)], 4, 2, &[0, 1]);
+    on_cores(&[(1, 2), (0, 1)], 3, 0, &[1, 2, 0]);
+    on_cores(&[(0, 1), (1, 2), (2, 3)], 7, 2, &[0, 1, 2, 3, 4, 5]);
+}
+
+/// Runs chains of tasks twice; `mask` and the first core's `entry` of `subcore_task` are what the kernel must
+/// see.
+fn on_cores(cores: &[(u8, usize)], mask: u32, entry: usize, writers: &[usize]) {
+    let (fake, device) = open();
+    let (output, job) = simple(&device, DomainId(3), cores);
+    let prepared = device.prepare(job).unwrap();
+    for _ in 0..2 {
+        let reports = device.run(&[&prepared]).unwrap();
+        assert_eq!(reports[0].elapsed, Duration::from_nanos(1_234_000));
     }
+    let submit = fake.world().last_submit;
+    assert_eq!((submit.core_mask, submit.iommu_domain_id, submit.timeout), (mask, 3, 200));
+    assert_eq!(submit.flags, vendor::RKNPU_JOB_PC | vendor::RKNPU_JOB_PINGPONG);
+    assert_eq!(submit.subcore_task[entry].task_start, 0);
+    let numbers: u32 = submit.subcore_task.iter().map(|range| range.task_number).sum();
+    assert_eq!(numbers, submit.task_number);
+    let atoms: Vec<u8> = writers.iter().flat_map(|&task| expected(task)).collect();
+    assert_eq!(output.read(..atoms.len()).unwrap()[..], atoms);
+    assert_eq!(fake.count("mem_map"), 4, "task objects are built once");
+    drop((prepared, output, device));
+    assert!(fake.world().memory.is_empty());
 }
 
 #[test]
@@ -169,10 +169,7 @@ fn a_job_must_be_well_formed() {
     let sealed = refused(&|job| drop(job.writes[0].clone().seal().unwrap()));
     assert!(matches!(sealed, JobError::Sealed { .. }));
     // The destination lies in a buffer that is only read, or in none.
-    malformed(
-        refused(&|job| std::mem::swap(&mut job.reads, &mut vec![job.writes.remove(0).into()])),
-        "no buffer",
-    );
+    malformed(refused(&|job| job.reads = vec![job.writes.remove(0).into()]), "no buffer");
     let (_, mut job) = simple(&device, DOMAIN, &[(0, 1)]);
     job.writes = vec![device.allocate(DOMAIN, 64, BufferKind::Data).unwrap()];
     malformed(device.prepare(job).unwrap_err(), "in no buffer listed as written");
@@ -217,6 +214,24 @@ fn a_job_that_hangs_keeps_its_memory_until_the_reset() {
     assert_eq!(output.read(..16).unwrap()[..], expected(0));
     let health = device.health();
     assert_eq!((health.fault, health.resets, health.jobs_done, health.jobs_failed), (None, 1, 1, 1));
+}
+
+#[test]
+fn memory_outlives_a_device_that_cannot_be_reset() {
+    for fails in [false, true] {
+        let (fake, device) = open();
+        let (_, job) = simple(&device, DOMAIN, &[(0, 1)]);
+        let prepared = device.prepare(job).unwrap();
+        fake.set_jobs(Jobs::Hang);
+        device.run(&[&prepared]).unwrap_err();
+        if fails {
+            fake.fail("reset", Errno::EIO);
+            fake.fail("reopen", Errno::EIO);
+        }
+        // The fake would panic if memory went back under the job.
+        drop((prepared, device));
+        assert_eq!(fake.world().memory.is_empty(), !fails);
+    }
 }
 
 #[test]
