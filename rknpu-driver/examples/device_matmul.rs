@@ -6,6 +6,8 @@
 //!
 //! Exits with 1 where a result is wrong or the device fails. Under `LD_PRELOAD=librknpu_sim.so` the device is a simulated one.
 
+#![expect(clippy::print_stdout, reason = "what a program found goes to its standard output")]
+
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;

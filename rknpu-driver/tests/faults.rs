@@ -132,7 +132,7 @@ impl fmt::Debug for Mix {
 
 impl Mix {
     fn new(seed: u64) -> Self {
-        let interface = if seed % 2 == 0 { Interface::Vendor } else { Interface::Rocket };
+        let interface = if seed.is_multiple_of(2) { Interface::Vendor } else { Interface::Rocket };
         let mut random = Generator::new(seed ^ 0x6661_756c_7473);
         let mut plan = FaultPlan::new(seed);
         for _ in 0..1 + random.below(4) {

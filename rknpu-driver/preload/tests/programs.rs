@@ -12,9 +12,9 @@ const LIMIT: &str = "120";
 
 /// The library lies beside this test: it was built with it.
 fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let beside = test.parent().unwrap();
-    let places = [beside, beside.parent().unwrap()].map(|place| place.join("librknpu_sim.so"));
+    let test = std::env::current_exe().expect("a running program has a path");
+    let places: Vec<_> =
+        test.ancestors().skip(1).take(2).map(|place| place.join("librknpu_sim.so")).collect();
     let found = places.iter().find(|place| place.exists());
     found
         .unwrap_or_else(|| panic!("none of {places:?} exists: cargo build --release -p rknpu-sim-preload"))
@@ -56,11 +56,16 @@ fn start(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Child
     command.arg(format!("LD_PRELOAD={}", library().display()));
     command.args(settings.iter().map(|(name, value)| format!("{name}={value}")));
     command.args(runner()).arg(program).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("coreutils are there")
 }
 
 fn run(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
-    start(program, arguments, settings).wait_with_output().unwrap()
+    start(program, arguments, settings).wait_with_output().expect("a child is waited for once")
 }
 
 fn assert_well(output: &Output, what: &str) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::address::{AddressSpace, PAGE, Placement};
 use crate::sim::{Backing, Memory, Unwritten};
@@ -138,7 +139,14 @@ impl Space {
         };
         let iova = lock(&self.addresses).take(bytes, wanted.placement).ok_or(NoObject::NoAddress)?;
         let pages = usize::try_from(bytes).map_err(|_| Errno::ENOMEM);
-        let backing = pages.and_then(|pages| Backing::new(pages).map_err(|error| error.errno));
+        let backing = pages.and_then(|pages| {
+            let made = Backing::new(pages).map_err(|error| error.errno);
+            // A real buffer takes no descriptor. These do, and programs may have more buffers than descriptors by default.
+            if matches!(made, Err(Errno::EMFILE)) && raise_descriptor_limit() {
+                return Backing::new(pages).map_err(|error| error.errno);
+            }
+            made
+        });
         // Addresses below 4 GB by the space's size, free by its books: mapping cannot fail where they are right.
         let mapped = backing.and_then(|backing| {
             let (backing, at) = (Arc::new(backing), u32::try_from(iova).map_err(|_| Errno::ENOMEM)?);
@@ -263,6 +271,13 @@ impl Handles {
         let object = objects.values().find(|object| object.offset == offset).ok_or(Errno::EINVAL)?;
         if bytes > object.bytes { Err(Errno::EINVAL) } else { Ok(Arc::clone(object)) }
     }
+}
+
+/// Raises this process's limit of descriptors to the most it may have; whether that is more than before.
+fn raise_descriptor_limit() -> bool {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .map(|(soft, hard)| soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok());
+    raised.unwrap_or(false)
 }
 
 /// The books are plain data, consistent after every statement: a panic elsewhere does not spoil them.

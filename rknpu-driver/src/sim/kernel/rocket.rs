@@ -134,14 +134,14 @@ impl RocketFile {
     }
 
     /// Every object of a list, each at most once in both lists: DRM locks them all and gives up on one it holds already.
-    fn lookup(&self, reads: &[u32], writes: &[u32]) -> Option<(Vec<Arc<Object>>, Vec<Arc<Object>>)> {
+    fn lookup(&self, reads: &[u32], writes: &[u32]) -> Option<[Vec<Arc<Object>>; 2]> {
         let find = |handles: &[u32]| {
             handles.iter().map(|handle| self.handles.get(*handle)).collect::<Option<Vec<_>>>()
         };
-        let (reads, writes) = (find(reads)?, find(writes)?);
-        let mut serials: Vec<_> = reads.iter().chain(&writes).map(|object| object.serial).collect();
+        let lists = [find(reads)?, find(writes)?];
+        let mut serials: Vec<_> = lists.iter().flatten().map(|object| object.serial).collect();
         serials.sort_unstable();
-        serials.windows(2).all(|pair| pair[0] != pair[1]).then_some((reads, writes))
+        serials.windows(2).all(|pair| pair[0] != pair[1]).then_some(lists)
     }
 }
 
@@ -192,7 +192,7 @@ impl RocketKernel for RocketFile {
         if tasks.is_empty() || tasks.iter().any(|task| task.regcmd_count == 0) {
             return Ok(());
         }
-        let Some((reads, writes)) = self.lookup(in_handles, out_handles) else { return Ok(()) };
+        let Some([reads, writes]) = self.lookup(in_handles, out_handles) else { return Ok(()) };
         let faults = self.node.queue.engine().faults.job();
         if let Some(absence) = faults.gone {
             self.node.presence.leave(absence);
