@@ -221,9 +221,13 @@ impl FeatureReads {
         if flying != config.flag(mode::FLYING_MODE) {
             return Err(config.illegal("FLYING_MODE differs from the DPU's"));
         }
+        if main_on && !flying && combination == Combination::None {
+            return Err(config
+                .illegal("MRDMA is on behind a convolution that takes nothing from it: the board hangs"));
+        }
         let input = Precision::from_code(config.bits(mode::IN_PRECISION))
             .ok_or_else(|| config.illegal("IN_PRECISION is not a format of this engine"))?;
-        let main = (main_on && (flying || combination == Combination::Operand)).then(|| {
+        let main = main_on.then(|| {
             let dma = Setting::read(blocks, dpu_rdma::RDMA_SRC_DMA_CFG)?;
             dma.require_zero(source::UNPOOLING_EN, "UNPOOLING_EN")?;
             let notch = Setting::read(blocks, dpu_rdma::RDMA_SURF_NOTCH)?;
@@ -334,6 +338,10 @@ impl ChannelOperands {
         let record = alu + cpend + mul;
         if record == 0 {
             return Ok(Self::default());
+        }
+        let cube = Setting::read(blocks, dpu_rdma::RDMA_DATA_CUBE_CHANNEL)?;
+        if cube.size(dpu_rdma::rdma_data_cube_channel::CHANNEL) < channels {
+            return Err(cube.illegal(format!("operands of {channels} channels are needed")));
         }
         let mut bytes = vec![0; channels.div_ceil(8) * record];
         blocks.window(base, memory)?.read(0, &mut bytes)?;

@@ -154,16 +154,16 @@ fn operand_from_memory<T: Sample>(
         let reason = format!("DPU_RDMA reads {cube:?} for an output of {} pixels", shape.pixels());
         return Err(SimError::illegal(dpu_rdma::RDMA_DATA_CUBE_WIDTH, cube.width as u32 - 1, reason));
     }
-    if let Some(feature) = reads.operand.take() {
-        return Ok(Operand::Pixel(feature));
-    }
-    match reads.channel_operand.take() {
-        Some((window, precision)) => {
+    let per_pixel = config.bits(dpu::ew_cfg::EW_DATA_MODE) == 1;
+    match (reads.operand.take(), reads.channel_operand.take()) {
+        (Some(feature), _) if per_pixel => Ok(Operand::Pixel(feature)),
+        (_, Some((window, precision))) if !per_pixel => {
             let mut operands = channel_elements(&window, precision, shape.real_channels)?;
             operands.resize(shape.channels, T::default());
             Ok(Operand::Channel(operands))
         }
-        None => Err(config.illegal("EW_OP_SRC is memory, but ERDMA is disabled")),
+        (None, None) => Err(config.illegal("EW_OP_SRC is memory, but ERDMA is disabled")),
+        _ => Err(config.illegal("EW_DATA_MODE differs from ERDMA_DATA_MODE")),
     }
 }
 

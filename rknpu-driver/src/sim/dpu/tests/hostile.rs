@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::regcmd::registers::{ALL, dpu, dpu_rdma};
 use crate::regcmd::{Block, Register};
-use crate::sim::dpu::bench::{Bench, SOURCE};
+use crate::sim::dpu::bench::{BS_STREAM, Bench, OPERAND, SOURCE};
 use crate::sim::{Accumulators, Cube, Products, SimError};
 
 /// Registers of both blocks that a task may write.
@@ -96,6 +96,29 @@ fn a_register_that_no_task_wrote_is_an_error() {
         let error = bench.run(None).unwrap_err();
         assert!(matches!(error, SimError::NeverWritten { .. }), "{register}: {error}");
     }
+}
+
+#[test]
+fn engines_and_stages_must_agree() {
+    let mut idle = bench(false, (0, 0, 0));
+    idle.field(dpu_rdma::rdma_feature_mode_cfg::MRDMA_DISABLE, 0);
+    assert!(idle.run(Some(products())).unwrap_err().to_string().contains("RDMA_FEATURE_MODE_CFG"));
+
+    let mut stream = bench(false, (0, 0, 0));
+    stream.memory.mark_written(BS_STREAM..BS_STREAM + 0x1000).unwrap();
+    stream.set(dpu::BS_CFG, 0x20150);
+    stream.field(dpu_rdma::rdma_brdma_cfg::BRDMA_DATA_USE, 1);
+    stream.run(Some(products())).unwrap();
+    stream.set(dpu_rdma::RDMA_DATA_CUBE_CHANNEL, 15);
+    assert!(stream.run(Some(products())).unwrap_err().to_string().contains("RDMA_DATA_CUBE_CHANNEL"));
+
+    let mut operand = bench(true, (0, 0, 0));
+    operand.memory.mark_written(OPERAND..OPERAND + 0x1000).unwrap();
+    operand.set(dpu_rdma::RDMA_ERDMA_CFG, 0x4000_0004);
+    operand.set(dpu::EW_CFG, 1 << 28 | 2 << 16 | 0x3c0);
+    operand.run(None).unwrap();
+    operand.field(dpu::ew_cfg::EW_DATA_MODE, 0);
+    assert!(operand.run(None).unwrap_err().to_string().contains("EW_CFG"));
 }
 
 #[test]

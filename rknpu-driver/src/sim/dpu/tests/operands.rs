@@ -3,6 +3,7 @@
 use crate::regcmd::Word;
 use crate::regcmd::registers::{dpu, dpu_rdma};
 use crate::sim::dpu::bench::{Bench, OPERAND, OUTPUT, SOURCE};
+use crate::sim::float::to_f16;
 use crate::sim::{Accumulators, Cube, Products};
 
 /// EW on, operand from memory a pixel and channel, no table, no rectifier.
@@ -172,4 +173,22 @@ fn a_table_that_was_not_loaded_is_an_error() {
         assert!(bench.run(None).unwrap_err().to_string().contains("LUT_L"), "{register} {value:#x}");
         bench.set(register, before);
     }
+}
+
+#[test]
+fn single_precision_codes_come_back_by_both_engines() {
+    // What the second pass of a signed table in fp16 does: f32 in, even surfaces here, odd there, two multipliers.
+    let mut bench = Bench::flying(1, 1, 8, (5, 2, 2));
+    bench.field(dpu_rdma::rdma_feature_mode_cfg::COMB_USE, 3);
+    bench.set(dpu_rdma::RDMA_ERDMA_CFG, 0x4000_000c);
+    bench.fill_u32(SOURCE, &[1.0f32, -32_768.0, 1e30, 0.5].map(f32::to_bits));
+    bench.fill_u32(OPERAND, &[4.0f32, 6.0, -2.0, 0.0].map(f32::to_bits));
+    for (config, operand) in [(dpu::BS_CFG, dpu::BS_MUL_CFG), (dpu::BN_CFG, dpu::BN_MUL_CFG)] {
+        bench.set(config, 0x42);
+        bench.set(operand, u32::from(to_f16(0.125)) << 16);
+    }
+    bench.set(dpu::OUT_CVT_SCALE, 0x1_0001);
+    bench.run(None).unwrap();
+    let expected = [1.0 / 64.0, -512.0, f32::INFINITY, 0.5 / 64.0, 0.0625, 0.09375, -0.03125, 0.0];
+    assert_eq!(bench.u16s(OUTPUT, 8), expected.map(to_f16));
 }
