@@ -11,9 +11,13 @@ pub(crate) struct Layout {
     shape: [usize; 4],
     /// Channels of an atom; 0 for plain row-major tensors.
     lanes: usize,
-    /// Pixels from one surface to the next.
+    /// Bytes from one line to the next, and from one surface to the next.
+    line: usize,
     surface: usize,
 }
+
+/// Bytes that the compiler pads lines of packed input to, where it does.
+const LINE_STEP: usize = 16;
 
 /// Bytes of an element.
 pub(crate) fn element_bytes(dtype: &str) -> Option<usize> {
@@ -33,12 +37,17 @@ impl Layout {
         let (&[n, c, h, w], &[_, _, _, _, lanes]) = (tensor.shape.as_slice(), tensor.native.as_slice())
         else {
             let elements = tensor.shape.iter().product();
-            return Ok(Self { element, shape: [1, 1, 1, elements], lanes: 0, surface: 0 });
+            return Ok(Self { element, shape: [1, 1, 1, elements], lanes: 0, line: 0, surface: 0 });
         };
         let pixels = h * w;
         let tight = tensor.mem == "input" || pixels == 1;
+        let atom = lanes * element;
+        let padded = (w * atom).next_multiple_of(LINE_STEP);
+        if n * h * padded == tensor.bytes && atom < LINE_STEP && c <= lanes {
+            return Ok(Self { element, shape: [n, c, h, w], lanes, line: padded, surface: h * padded });
+        }
         let surface = if tight { pixels } else { pixels.next_multiple_of(SURFACE_STEP) };
-        Ok(Self { element, shape: [n, c, h, w], lanes, surface })
+        Ok(Self { element, shape: [n, c, h, w], lanes, line: w * atom, surface: surface * atom })
     }
 
     /// Bytes from the tensor's first to its last element.
@@ -46,7 +55,7 @@ impl Layout {
         let [n, c, _, _] = self.shape;
         match self.lanes {
             0 => self.shape.iter().product::<usize>() * self.element,
-            lanes => n * c.div_ceil(lanes) * self.surface * lanes * self.element,
+            lanes => n * c.div_ceil(lanes) * self.surface,
         }
     }
 
@@ -59,7 +68,7 @@ impl Layout {
         let atoms = (0..n * groups).flat_map(move |plane| {
             let (batch, group) = (plane / groups, plane % groups);
             (0..pixels).map(move |pixel| Run {
-                offset: (plane * self.surface + pixel) * self.lanes * self.element,
+                offset: plane * self.surface + pixel / w * self.line + pixel % w * self.lanes * self.element,
                 first: (batch * c + group * self.lanes) * pixels + pixel,
                 count: self.lanes.min(c - group * self.lanes),
                 step: pixels,

@@ -143,8 +143,9 @@ fn read_surfaces<A: Arithmetic>(
     Ok(())
 }
 
-/// Packed pixels: `h · line + w` pixels from the base, channels side by side. How lines of one int8 channel are padded is
-/// not settled; they are read like the others.
+/// Packed pixels: `h · line + w` pixels from the base, channels side by side. The compiler pads lines of one int8 channel to
+/// 16 bytes, and in what unit LINE_STRIDE then counts is not settled: one that is shorter than a line is taken to
+/// count atoms, as it does for surfaces.
 fn read_packed<A: Arithmetic>(
     setting: &Setting,
     window: &Window,
@@ -153,8 +154,9 @@ fn read_packed<A: Arithmetic>(
 ) -> Result<(), SimError> {
     let pixel_bytes = setting.format.bytes(count);
     let mut bytes = vec![0; setting.width * pixel_bytes];
+    let unit = if setting.layout.line < setting.width as i64 { ATOM } else { pixel_bytes };
     for line in 0..setting.height {
-        window.read(line as i64 * setting.layout.line * pixel_bytes as i64, &mut bytes)?;
+        window.read(line as i64 * setting.layout.line * unit as i64, &mut bytes)?;
         if let Some(converter) = setting.converter {
             converter.apply(&mut bytes, count);
         }

@@ -290,6 +290,8 @@ fn refuse_undecoded(blocks: &Blocks) -> Result<(), SimError> {
         (reg::conv_con1::DECONV, "deconvolution"),
         (reg::conv_con3::DECONV_X_STRIDE, "deconvolution"),
         (reg::conv_con3::DECONV_Y_STRIDE, "deconvolution"),
+        (reg::conv_con2::CSC_WO_EN, "weights withheld from CORE"),
+        (reg::conv_con2::CSC_DO_EN, "features withheld from CORE"),
         (reg::conv_con3::NN_MODE, "co-work of several cores"),
         (reg::fc_con0::FC_SKIP_EN, "skipping of zeros"),
         (reg::cbuf_con0::FC_DATA_BANK, "skipping of zeros"),

@@ -1,9 +1,13 @@
 //! Streams that mean harm: every one ends with an error that names what was wrong, or runs.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
-use super::stream::{CONVOLUTION, Conv, FP16, INT8, Numbers, memory, run};
-use crate::sim::{MemoryFault, RegisterId, SimError};
+use super::stream::{
+    CONVOLUTION, Conv, FEATURE, FP16, INT8, Numbers, OUTPUT, REGCMD, WEIGHTS, chain, memory, run,
+};
+use crate::sim::{Backing, Machine, Memory, MemoryFault, Options, RegisterId, SimError, Unwritten};
 
 fn stop(conv: Conv, changes: &[(u16, u32)]) -> SimError {
     let mut numbers = Numbers(3);
@@ -69,6 +73,38 @@ fn each_bad_address_names_the_register_that_held_it() {
         panic!("{error:?}")
     };
     assert_eq!(register.to_string(), "CNA.FEATURE_DATA_ADDR (0x1070)");
+}
+
+/// Runs a convolution over zeros with other than the default options; the last byte of the weights is never written.
+fn with_options(conv: Conv, options: Options) -> Result<(), SimError> {
+    let memory = Memory::new(options.unwritten);
+    let feature = conv.pack_feature(&vec![0; conv.width * conv.height * conv.channels]);
+    let weights = conv.pack_weights(&vec![0; conv.outputs * conv.channels]);
+    for (base, bytes) in [(FEATURE, feature), (WEIGHTS, weights[..weights.len() - 1].to_vec())] {
+        memory.map(base, Arc::new(Backing::new(bytes.len()).unwrap())).unwrap();
+        memory.write(base, &bytes).unwrap();
+    }
+    for base in [OUTPUT, REGCMD] {
+        memory.map(base, Arc::new(Backing::new(1 << 17).unwrap())).unwrap();
+    }
+    let kick = chain(&memory, &[(conv.words(), CONVOLUTION)]);
+    Machine::new(options).run_chain(0, &memory, &kick).map(|_| ()).map_err(|stopped| stopped.error)
+}
+
+#[test]
+fn options_decide_on_unwritten_bytes_and_the_spare_bank() {
+    let tall = Conv { width: 1, tensor_width: 1, height: 500, ..Conv::pointwise(INT8, 1, 64, 32) };
+    let unwritten = with_options(tall, Options::default()).unwrap_err();
+    let SimError::Memory { register, source: MemoryFault::Unwritten { byte, .. } } = unwritten.root() else {
+        panic!("{unwritten:?}")
+    };
+    assert_eq!((*register, *byte), (RegisterId(0x1110), i64::from(WEIGHTS) + 32 * 64 - 1));
+    let zeros = Options { unwritten: Unwritten::Zero, ..Options::default() };
+    with_options(tall, zeros).unwrap();
+    let refused = with_options(tall, Options { spare_bank: true, ..zeros }).unwrap_err();
+    assert!(refused.root().to_string().contains("no spare bank"), "{refused:?}");
+    with_options(Conv { height: 512, ..tall }, Options { spare_bank: true, ..zeros }).unwrap();
+    with_options(Conv { height: 480, ..tall }, Options { spare_bank: true, ..zeros }).unwrap();
 }
 
 proptest! {
