@@ -20,7 +20,7 @@ use rknpu_driver::plan::{BoundMatmul, MatmulPlan, Operands, PlanOptions};
 use rknpu_driver::shape::{MatmulShape, Precision};
 
 /// Time for one product on the device.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Address spaces tried: the vendor's driver has sixteen, and switching between two shows what there is to see.
 const DOMAINS: usize = 3;
 

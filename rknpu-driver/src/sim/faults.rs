@@ -5,7 +5,7 @@
 //! event `n` is a function of (seed, rule, n) alone, so a run is repeated by its seed and its order of events.
 //!
 //! ```
-//! use rknpu_driver::sim::{Fault, FaultPlan, Trigger};
+//! use rknpu_driver::sim::faults::{Fault, FaultPlan, Trigger};
 //!
 //! // Every job has a 1 % chance of hanging a core, and the third allocation fails.
 //! let plan = FaultPlan::new(7).with(Fault::TimeOut, Trigger::Probability(0.01)).with(Fault::OutOfMemory, Trigger::At(3));
