@@ -135,10 +135,7 @@ fn generate(table: &Table) -> String {
             );
         }
         for (&(_, offset), register) in registers() {
-            line(
-                &mut out,
-                format!("/// Fields of [`{}`](super::{module}::{}).", register.name, register.name),
-            );
+            line(&mut out, format!("/// Fields of [`{}`].", register.name));
             line(&mut out, format!("pub mod {} {{", register.name.to_lowercase()));
             if !register.fields.is_empty() {
                 line(&mut out, "use super::super::{Block, Field};".to_owned());

@@ -32,5 +32,6 @@ pub use rms_norm::RmsNormKernel;
 pub use silu_mul::SiluMulKernel;
 pub use softmax::SoftmaxKernel;
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
+#[cfg(feature = "sim")]
 mod tests;

@@ -119,29 +119,51 @@ fn silu_mul_is_close_for_large_and_small_factors() {
     }
 }
 
+/// A function over numbers, f64's version of it, and how close it has to be: relative or absolute.
+struct Case {
+    function: Function,
+    x: Vec<f32>,
+    reference: fn(f64) -> f64,
+    relative: f64,
+    absolute: f64,
+}
+
 #[test]
 fn table_functions_are_close() {
     let ops = FusedOps::new(device(Interface::Vendor), DOMAIN);
     let unit = numbers(7, 4000);
-    let cases: [(Function, Vec<f32>, fn(f64) -> f64, f64, f64); 4] = [
-        (Function::Exponential, unit.iter().map(|x| (x - 1.0) * 10.0).collect(), f64::exp, 7.5e-3, 3e-7),
-        (
-            Function::Sigmoid,
-            unit.iter().map(|x| x * 12.0).collect(),
-            |x| 1.0 / (1.0 + (-x).exp()),
-            2.5e-3,
-            4e-5,
-        ),
-        (Function::Silu, unit.iter().map(|x| x * 12.0).collect(), silu, 2.5e-3, 3e-4),
-        (
-            Function::InverseSquareRoot,
-            unit.iter().map(|x| 2f32.powf(x * 7.4 - 3.5)).collect(),
-            |x| x.sqrt().recip(),
-            1.5e-3,
-            0.0,
-        ),
+    let over = |x: fn(f32) -> f32| unit.iter().map(|&unit| x(unit)).collect::<Vec<_>>();
+    let cases = [
+        Case {
+            function: Function::Exponential,
+            x: over(|unit| (unit - 1.0) * 10.0),
+            reference: f64::exp,
+            relative: 7.5e-3,
+            absolute: 3e-7,
+        },
+        Case {
+            function: Function::Sigmoid,
+            x: over(|unit| unit * 12.0),
+            reference: |x| 1.0 / (1.0 + (-x).exp()),
+            relative: 2.5e-3,
+            absolute: 4e-5,
+        },
+        Case {
+            function: Function::Silu,
+            x: over(|unit| unit * 12.0),
+            reference: silu,
+            relative: 2.5e-3,
+            absolute: 3e-4,
+        },
+        Case {
+            function: Function::InverseSquareRoot,
+            x: over(|unit| 2f32.powf(unit * 7.4 - 3.5)),
+            reference: |x| x.sqrt().recip(),
+            relative: 1.5e-3,
+            absolute: 0.0,
+        },
     ];
-    for (function, x, reference, relative, absolute) in cases {
+    for Case { function, x, reference, relative, absolute } in cases {
         let mut out = vec![0.0; x.len()];
         ops.function(function, &x, 50, &mut out).unwrap();
         let wanted: Vec<_> = x.iter().map(|&x| reference(f64::from(x))).collect();

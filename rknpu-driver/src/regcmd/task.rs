@@ -169,7 +169,9 @@ impl EncodedTask {
     pub fn set_banks(&mut self, banks: Banks) {
         for word in &mut self.words {
             let block = Block::from_target(word.target());
-            if block.is_some_and(|block| POINTER_BLOCKS.contains(&block)) && word.register() & 0xfff == POINTER {
+            if block.is_some_and(|block| POINTER_BLOCKS.contains(&block))
+                && word.register() & 0xfff == POINTER
+            {
                 *word = word.with_value(banks.pointer());
             }
         }
