@@ -365,8 +365,8 @@ pub(super) fn check(shape: &MatmulShape, values: &Values, outputs: &Outputs) -> 
 
 fn differences(shape: &MatmulShape, elements: impl Iterator<Item = (f64, f64, f64)>) -> Vec<Mismatch> {
     // A NaN is not within anything.
-    let wrong =
-        elements.enumerate().filter(|(_, (got, expected, slack))| !((got - expected).abs() <= *slack));
+    let is_right = |(got, expected, slack): (f64, f64, f64)| (got - expected).abs() <= slack;
+    let wrong = elements.enumerate().filter(|(_, element)| !is_right(*element));
     wrong
         .map(|(index, (got, expected, _))| Mismatch {
             row: index / shape.outputs,
