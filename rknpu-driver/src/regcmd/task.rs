@@ -203,7 +203,8 @@ pub const LUT_ENTRIES: usize = 513;
 ///
 /// A finished task writes every register that the started blocks have, 0 where nothing was set: a register keeps its
 /// value per bank, so a task that left some out would run with those of two tasks ago. Order is that of the vendor's
-/// full tasks: bank pointers, then blocks and offsets rising, then table uploads.
+/// full tasks: bank pointers, then blocks and offsets rising, then table uploads. (The vendor repeats four CNA registers
+/// ahead of a stream's first convolution; its programs for several cores do without, and so do we.)
 #[derive(Clone, Debug)]
 pub struct TaskBuilder {
     kind: TaskKind,
