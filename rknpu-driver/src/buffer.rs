@@ -116,6 +116,10 @@ impl Buffer {
 
     /// A dma-buf descriptor of the memory, for another device or process.
     ///
+    /// On rocket it must be closed while the device and one of its buffers live: the driver's account of
+    /// addresses ends with the descriptor, and freeing the memory later would still write to it (read in the
+    /// source of Linux 6.18).
+    ///
     /// # Errors
     /// [`ShareError`]: not with this interface, or the call failed.
     pub fn export(&self) -> Result<OwnedFd, ShareError> {

@@ -34,6 +34,8 @@ use crate::uapi::{DriverVersion, RocketKernel, VendorKernel, vendor};
 
 /// How long a simulator's work may take on the host, whatever it would take on the device.
 const SIMULATED_PATIENCE: Duration = Duration::from_secs(600);
+/// How long guards wait there: a job of theirs may be what computes.
+const SIMULATED_ACCESS_WAIT: Duration = Duration::from_secs(120);
 
 /// Which kernel interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -194,7 +196,7 @@ impl Device {
         turns: usize,
     ) -> Self {
         if info.simulated {
-            shared.set_access_wait(SIMULATED_PATIENCE);
+            shared.set_access_wait(SIMULATED_ACCESS_WAIT);
         }
         let turns = (0..turns).map(|_| Mutex::new(())).collect();
         let links = RwLock::new(links);
@@ -271,7 +273,7 @@ impl Device {
     }
 
     /// Sets how long guards and jobs wait for others to leave a buffer before they give up. Unless set it is
-    /// 30 s, and ten minutes on a simulator.
+    /// 30 s, and two minutes on a simulator.
     pub fn set_access_wait(&self, wait: Duration) {
         self.0.shared.set_access_wait(wait);
     }

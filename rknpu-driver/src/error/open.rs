@@ -19,7 +19,7 @@ pub enum OpenError {
     },
     /// The node exists, and this user may not open it.
     #[error(
-        "no permission to open {}; add the user to the group that owns it (render on most systems) and log in \
+        "no permission to open {}; add the user to the group that owns it (most often render) and log in \
          again",
         .node.display()
     )]
@@ -47,8 +47,8 @@ pub enum OpenError {
     },
     /// The driver's version has structs of another layout.
     #[error(
-        "{driver} {found} is not supported: its structs differ from those of {supported}; install a kernel with \
-         such a driver"
+        "{driver} {found} is not supported: its structs differ from those of {supported}; install a \
+         kernel with such a driver"
     )]
     Version {
         /// Name of the driver.

@@ -126,8 +126,8 @@ pub enum Fault {
 pub enum ResetError {
     /// The reset and opening the node again failed.
     #[error(
-        "the reset failed ({reset}) and so did opening the node again ({reopen}); reload the kernel driver or \
-         restart the board"
+        "the reset failed ({reset}) and so did opening the node again ({reopen}); reload the kernel \
+         driver or restart the board"
     )]
     Failed {
         /// What the reset gave.

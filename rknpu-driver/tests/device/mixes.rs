@@ -30,7 +30,7 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn mixes_of_faults_never_lie() {
     let only = number("DEVICE_ONLY");
-    let seeds = only.map_or(0..number("DEVICE_MIXES").unwrap_or(60), |seed| seed..seed + 1);
+    let seeds = only.map_or(0..number("DEVICE_MIXES").unwrap_or(1000), |seed| seed..seed + 1);
     let mut sum = Tally::default();
     for seed in seeds {
         let interface = BOTH[seed as usize % 2];
