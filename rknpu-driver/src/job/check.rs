@@ -141,8 +141,8 @@ fn check_task(index: usize, task: &Task, bytes: u64, interface: Interface) -> Re
         return Err(JobError::InterruptMask { task: index, mask: task.interrupt_mask });
     }
     // The vendor's driver compares its mask with the status after setting both bits of each pair: a mask with
-    // half a pair is never met. It looks at a core's last task, and at the last of each 4,095 that it hands to the
-    // hardware at once: with many tasks that may be any of them, so all are checked.
+    // half a pair is never met. It looks at a core's last task, and at the last of each 4,095 that it hands
+    // to the hardware at once: with many tasks that may be any of them, so all are checked.
     if task.interrupt_mask == 0 || fuzz(task.interrupt_mask) != task.interrupt_mask {
         return malformed(format!(
             "waits for interrupts {:#x}, not whole pairs of bits",
