@@ -79,7 +79,7 @@ fn seeded() {
     let number = |name: &str| env::var(name).ok().map(|value| value.parse().expect("a number"));
     let (first, count) = match number("MATMUL_ONLY") {
         Some(only) => (only, 1),
-        None => (0, number("MATMUL_SHAPES").unwrap_or(DEFAULT_SHAPES)),
+        None => (number("MATMUL_FIRST").unwrap_or(0), number("MATMUL_SHAPES").unwrap_or(DEFAULT_SHAPES)),
     };
     let started = Instant::now();
     let bench = Bench::new();
