@@ -34,7 +34,10 @@ fn compile(name: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", unique()));
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
     let mut command = Command::new(&compiler);
-    command.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&source);
+    command
+        .args(["-std=gnu11", "-pthread", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(&program)
+        .arg(&source);
     let output = command.env_remove("LD_LIBRARY_PATH").output();
     let output =
         output.unwrap_or_else(|error| panic!("a C compiler is needed, `{compiler}` cannot be run: {error}"));
@@ -80,7 +83,7 @@ const ROCKET: (&str, &str) = ("RKNPU_SIM", "rocket");
 #[test]
 fn a_c_program_uses_rockchips_driver() {
     let program = compile("vendor");
-    for mode in ["product", "errors", "files"] {
+    for mode in ["product", "errors", "files", "threads"] {
         assert_well(&run(&program, &[mode], &[]), mode);
         assert_well(&run(&program, &[mode], &[VENDOR, ("RKNPU_SIM_THREADS", "3")]), mode);
     }
@@ -91,7 +94,7 @@ fn a_c_program_uses_rockchips_driver() {
 #[test]
 fn a_c_program_uses_mainlines_driver() {
     let program = compile("rocket");
-    for mode in ["product", "errors", "files"] {
+    for mode in ["product", "errors", "files", "threads"] {
         assert_well(&run(&program, &[mode], &[ROCKET]), mode);
     }
 }

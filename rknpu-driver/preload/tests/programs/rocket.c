@@ -3,6 +3,7 @@
 #include "uapi.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -95,6 +96,24 @@ static void product(int fd) {
   MUST(other >= 0 && make(other, 4096).create.dma_address == 0 && close(other) == 0);
 }
 
+static void *work(void *unused) {
+  for (int again = 0; again < 10; again++) {
+    int fd = open(NODE, O_RDWR | O_CLOEXEC);
+    MUST(fd >= 0);
+    product(fd);
+    MUST(close(fd) == 0);
+  }
+  return unused;
+}
+
+/* Threads, each with descriptors of its own, have the scheduler spread their jobs over the cores. */
+static void threads(int fd) {
+  pthread_t workers[4];
+  for (int i = 0; i < 4; i++) MUST(pthread_create(&workers[i], NULL, work, NULL) == 0);
+  for (int i = 0; i < 4; i++) MUST(pthread_join(workers[i], NULL) == 0);
+  product(fd);
+}
+
 static void errors(int fd) {
   struct drm_rocket_create_bo nothing = {0};
   FAILS(ioctl(fd, DRM_IOCTL_ROCKET_CREATE_BO, &nothing), EINVAL);
@@ -151,7 +170,7 @@ int main(int count, char **arguments) {
   const struct {
     const char *name;
     void (*run)(int);
-  } modes[] = {{"product", product}, {"errors", errors}, {"files", files}};
+  } modes[] = {{"product", product}, {"errors", errors}, {"files", files}, {"threads", threads}};
   for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
     if (strcmp(arguments[1], modes[i].name) == 0) {
       modes[i].run(fd);

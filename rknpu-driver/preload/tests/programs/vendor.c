@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -232,6 +233,27 @@ static void files(int fd) {
   MUST(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* Opens, multiplies on one core, duplicates and closes, again and again. */
+static void *work(void *core) {
+  for (int again = 0; again < 10; again++) {
+    int fd = open(NODE, O_RDWR | O_CLOEXEC);
+    MUST(fd >= 0);
+    int copy = dup(fd);
+    MUST(copy >= 0 && close(fd) == 0);
+    multiply(copy, (int)(intptr_t)core);
+    MUST(close(copy) == 0);
+  }
+  return NULL;
+}
+
+/* Threads share the device, each with descriptors of its own; two of them share a core. */
+static void threads(int fd) {
+  pthread_t workers[4];
+  for (intptr_t i = 0; i < 4; i++) MUST(pthread_create(&workers[i], NULL, work, (void *)(i % 3)) == 0);
+  for (int i = 0; i < 4; i++) MUST(pthread_join(workers[i], NULL) == 0);
+  product(fd);
+}
+
 /* What the injected faults of the environment do: the second allocation fails, the first job hangs, the third takes the device away. */
 static void faults(int fd) {
   struct memory memory = make(fd, 4096, 0);
@@ -260,7 +282,7 @@ int main(int count, char **arguments) {
   const struct {
     const char *name;
     void (*run)(int);
-  } modes[] = {{"product", product}, {"errors", errors}, {"files", files}, {"faults", faults}};
+  } modes[] = {{"product", product}, {"errors", errors}, {"files", files}, {"threads", threads}, {"faults", faults}};
   for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
     if (strcmp(arguments[1], modes[i].name) == 0) {
       modes[i].run(fd);
