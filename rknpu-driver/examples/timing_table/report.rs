@@ -286,7 +286,7 @@ the parameter counts that their publishers state. The head counts once, the embe
 ";
 
 const PRODUCTS: &str = "
-## Streaming weights and matrix products
+## Streaming weights
 
 Nothing here was fitted. The probe of `decode_bw_probe` streams 3.1 MB of weights a task, several tasks a submission: a fixed cost
 over one core's bandwidth explains its slope. The two last rows are mainline's driver under a stack that refetches weights for every
