@@ -42,6 +42,17 @@ pub trait Backend: Send {
         jobs: &mut [LinearJob<'_>],
     ) -> Result<(), BackendError>;
 
+    /// Norms rows of `weight.len()` values: `out = x / sqrt(mean(x²) + eps) · weight`. False, and nothing is done, where the
+    /// processor is to compute it.
+    fn rms_norm(&mut self, _x: &[f32], _weight: &[f32], _eps: f32, _out: &mut [f32]) -> bool {
+        false
+    }
+
+    /// `out = silu(gate) · up`, rows of `columns` values. False, and nothing is done, where the processor is to compute it.
+    fn silu_mul(&mut self, _gate: &[f32], _up: &[f32], _columns: usize, _out: &mut [f32]) -> bool {
+        false
+    }
+
     /// Name in logs, for example `cpu/avx512-vnni`.
     fn name(&self) -> String;
 

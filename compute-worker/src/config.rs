@@ -12,7 +12,7 @@ use crate::engine::{EngineConfig, EngineError};
 
 mod npu;
 
-pub use npu::{BoardSection, NpuInterface, NpuPolicy, NpuSection, NpuW4};
+pub use npu::{BoardSection, NpuFused, NpuInterface, NpuPolicy, NpuSection, NpuW4};
 
 /// Configuration of a compute worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

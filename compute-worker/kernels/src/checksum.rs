@@ -65,9 +65,13 @@ pub(crate) fn expand_tile(
     let (rows, _) = tile.as_chunks::<{ TILE_COLS / 2 }>();
     let outs = out.into_iter().flat_map(|tile| tile.as_chunks_mut::<TILE_COLS>().0);
     for ((row, &multiplier), out) in rows.iter().zip(multipliers).zip(outs) {
-        let multiplier = (multiplier & 15) as i8;
-        for (byte, pair) in row.iter().zip(out.as_chunks_mut::<2>().0) {
-            *pair = [((byte << 4) as i8 >> 4) * multiplier, (*byte as i8 >> 4) * multiplier];
+        let multiplier = u16::from(multiplier & 15);
+        // One 16-bit lane makes both values of a byte: no instruction set multiplies single bytes.
+        for (&byte, pair) in row.iter().zip(out.as_chunks_mut::<2>().0) {
+            let byte = u16::from(byte);
+            let low = ((byte & 15) ^ 8).wrapping_sub(8).wrapping_mul(multiplier);
+            let high = ((byte >> 4) ^ 8).wrapping_sub(8).wrapping_mul(multiplier);
+            *pair = ((low & 0xff) | (high << 8)).to_le_bytes().map(u8::cast_signed);
         }
     }
 }

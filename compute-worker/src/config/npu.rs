@@ -49,6 +49,16 @@ pub enum NpuW4 {
     Int4,
 }
 
+/// An operation between linear layers that the NPU can take over, in fp16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NpuFused {
+    /// `silu(gate) · up` of the feed-forward layers.
+    Silu,
+    /// RMS norms before linear layers.
+    Norm,
+}
+
 /// Settings of the NPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -61,6 +71,9 @@ pub struct NpuSection {
     pub policy: NpuPolicy,
     /// How int4 weights are multiplied: `auto`, `int8` or `int4`. Default `auto`.
     pub w4: NpuW4,
+    /// Operations between linear layers that the NPU computes in fp16: `silu`, `norm`. Answers are then close to those of
+    /// other gateways, no longer the same. Default none.
+    pub fused: Vec<NpuFused>,
     /// Cores to use, from 1 to 3. Default 3.
     pub cores: u8,
     /// Longest time for one job, after which the device counts as stuck. Default 5s.
@@ -114,6 +127,7 @@ impl Default for NpuSection {
             node: None,
             policy: NpuPolicy::Auto,
             w4: NpuW4::Auto,
+            fused: Vec::new(),
             cores: 3,
             job_timeout: Duration::from_secs(5),
             check_results: true,
@@ -177,6 +191,7 @@ impl NpuSection {
             node: self.node.clone(),
             policy: self.policy,
             w4: self.w4,
+            fused: self.fused.clone(),
             cores: self.cores,
             job_timeout: self.job_timeout,
             check_results: self.check_results,

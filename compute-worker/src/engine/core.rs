@@ -7,8 +7,7 @@ use std::time::Instant;
 use rookery_kernels::AttentionQuery;
 use rookery_model::bundle::Bundle;
 use rookery_model::tokenizer::{Tokenizer, TokenizerConfig};
-use rookery_proto::semconv::{attribute, span};
-use tracing::{Span, info_span};
+use rookery_proto::semconv::attribute;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::admission::{Admission, Submission};
@@ -16,7 +15,7 @@ use super::block_pool::BlockPool;
 use super::sampler::{SampleError, Sampled, Sampler};
 use super::scheduler::{Limits, Plan, Scheduler, Ticket, Work};
 use super::sequence::Sequence;
-use super::telemetry::Instruments;
+use super::telemetry::{self, Instruments};
 use super::{EngineConfig, EngineError, Generation, GenerationError, Load, ModelInfo, Request, SubmitError};
 use crate::backend::{Backend, CpuBackend};
 use crate::model::forward::{Batch, Forward, ForwardError, ForwardLimits};
@@ -255,7 +254,11 @@ impl EngineCore {
         if self.backend.wants_weights() {
             self.backend.adopt(self.forward.weights_mut()).map_err(ForwardError::Backend)?;
         }
-        let step = self.backend.reports_steps().then(|| step_span(&self.sequences, plan));
+        let step = self.backend.reports_steps().then(|| {
+            telemetry::step_span(
+                plan.work.iter().filter_map(|work| Some(self.sequences.get(&work.ticket)?.phase())),
+            )
+        });
         let batch = Batch { tokens: &inputs.tokens, queries: &queries, logits_of: &inputs.sampled_rows };
         let computed = self.forward.run(self.backend.as_mut(), &batch);
         if let (Some(span), Some(report)) = (step, self.backend.take_step_report()) {
@@ -338,17 +341,6 @@ impl EngineCore {
             });
         }
     }
-}
-
-/// A span for what an accelerator does in one step: child of the phase of the step's first generation, linked to the phases
-/// of the others.
-fn step_span(sequences: &BTreeMap<Ticket, Sequence>, plan: &Plan) -> Span {
-    let mut phases = plan.work.iter().filter_map(|work| Some(sequences.get(&work.ticket)?.phase()));
-    let span = info_span!(parent: phases.next().unwrap_or(&Span::none()), span::NPU_STEP);
-    for phase in phases {
-        span.follows_from(phase);
-    }
-    span
 }
 
 /// That every token that the tokenizer has or its settings name has a row in the model's `vocabulary`.

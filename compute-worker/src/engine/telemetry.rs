@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
-use rookery_proto::semconv::{attribute, metric};
+use rookery_proto::semconv::{attribute, metric, span};
 use rookery_proto::status::Reason;
+use tracing::{Span, info_span};
 
 use crate::backend::npu::StepReport;
 
@@ -153,4 +154,14 @@ impl Instruments {
             self.per_token.record(seconds, std::slice::from_ref(&self.model));
         }
     }
+}
+
+/// A span for what an accelerator does in one step: child of the phase of the step's first generation, linked to the phases
+/// of the others.
+pub(crate) fn step_span<'s>(mut phases: impl Iterator<Item = &'s Span>) -> Span {
+    let span = info_span!(parent: phases.next().unwrap_or(&Span::none()), span::NPU_STEP);
+    phases.for_each(|phase| {
+        span.follows_from(phase);
+    });
+    span
 }

@@ -270,11 +270,14 @@ impl Pass<'_> {
             Target { weights: &layer.ffn_up, bias: None, out: up },
         ];
         linear(self.backend, self.pool, activations, targets)?;
-        let inner = &mut inner[..self.rows * ffn];
-        each_row(self.pool, inner, ffn, &|row, inner| {
-            let at = row * ffn..(row + 1) * ffn;
-            kernels.silu_mul(&gate[at.clone()], &up[at], inner);
-        });
+        let all = ..self.rows * ffn;
+        let (gate, up, inner) = (&gate[all], &up[all], &mut inner[all]);
+        if !self.backend.silu_mul(gate, up, ffn, inner) {
+            each_row(self.pool, inner, ffn, &|row, inner| {
+                let at = row * ffn..(row + 1) * ffn;
+                kernels.silu_mul(&gate[at.clone()], &up[at], inner);
+            });
+        }
         kernels.quantize(self.pool, inner, ffn, activations);
         let target = Target { weights: &layer.ffn_down, bias: None, out: y };
         linear(self.backend, self.pool, activations, [target])?;
@@ -304,9 +307,11 @@ impl Pass<'_> {
         let (hidden, eps, kernels) = (self.weights.config.hidden, self.weights.config.rms_eps, self.kernels);
         let Scratch { x, y, activations, .. } = &mut *self.scratch;
         let y = &mut y[..self.rows * hidden];
-        each_row(self.pool, y, hidden, &|row, y| {
-            kernels.rms_norm(&x[row * hidden..(row + 1) * hidden], weight, eps, y);
-        });
+        if !self.backend.rms_norm(&x[..self.rows * hidden], weight, eps, y) {
+            each_row(self.pool, y, hidden, &|row, y| {
+                kernels.rms_norm(&x[row * hidden..(row + 1) * hidden], weight, eps, y);
+            });
+        }
         kernels.quantize(self.pool, y, hidden, activations);
     }
 

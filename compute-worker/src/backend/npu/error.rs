@@ -88,7 +88,7 @@ impl NpuError {
     }
 }
 
-fn of_allocation(error: &AllocateError) -> FaultKind {
+pub(super) fn of_allocation(error: &AllocateError) -> FaultKind {
     match error {
         AllocateError::Gone => FaultKind::DeviceGone,
         AllocateError::Size(_)
@@ -100,7 +100,7 @@ fn of_allocation(error: &AllocateError) -> FaultKind {
     }
 }
 
-fn of_access(error: &SyncError) -> FaultKind {
+pub(super) fn of_access(error: &SyncError) -> FaultKind {
     match error {
         SyncError::Gone => FaultKind::DeviceGone,
         SyncError::Range { .. }
@@ -111,7 +111,7 @@ fn of_access(error: &SyncError) -> FaultKind {
     }
 }
 
-fn of_job(error: &JobError) -> FaultKind {
+pub(super) fn of_job(error: &JobError) -> FaultKind {
     match error {
         JobError::TimedOut { .. } | JobError::Faulted(Fault::TimedOut) => FaultKind::Timeout,
         JobError::Gone | JobError::Faulted(Fault::Gone) => FaultKind::DeviceGone,

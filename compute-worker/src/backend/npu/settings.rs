@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::FaultLimits;
-use crate::config::{NpuInterface, NpuPolicy, NpuSection, NpuW4};
+use crate::config::{NpuFused, NpuInterface, NpuPolicy, NpuSection, NpuW4};
 
 /// Checked settings of the NPU backend; [`crate::config::NpuSection`] says what each means.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ pub struct NpuSettings {
     pub policy: NpuPolicy,
     /// How int4 weights are multiplied.
     pub w4: NpuW4,
+    /// Operations between linear layers that the NPU computes in fp16.
+    pub fused: Vec<NpuFused>,
     /// Cores to use, from 1 to 3.
     pub cores: u8,
     /// Longest time for one job.
