@@ -163,9 +163,12 @@ async fn a_worker_generates_on_the_simulated_nodes_of_both_drivers() {
     let library = library.to_str().unwrap();
     // A worker told to use the NPU starts only if the node is there and the self-check over it passes; bits are flipped
     // in jobs that come after its.
-    for (interface, faults) in
-        [("vendor", ""), ("rocket", ""), ("vendor", "seed=3,flip@40,flip@55"), ("rocket", "seed=4,flip@70,flip@90")]
-    {
+    for (interface, faults) in [
+        ("vendor", ""),
+        ("rocket", ""),
+        ("vendor", "seed=3,flip@40,flip@55"),
+        ("rocket", "seed=4,flip@70,flip@90"),
+    ] {
         let variables = [("LD_PRELOAD", library), ("RKNPU_SIM", interface), ("RKNPU_SIM_FAULTS", faults)];
         let worker = worker(&["--backend", "npu"], &variables).await;
         let answer = generate(&client(worker.listen), request()).await.unwrap();

@@ -94,10 +94,11 @@ impl Kernels {
         pool.run(panel_tasks + row_tasks, &|task| {
             if let Some(task) = task.checked_sub(panel_tasks) {
                 let columns = columns.unwrap_or_default();
-                for m in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
+                let these = differences.iter().enumerate().skip(task * rows_per_task).take(rows_per_task);
+                for (m, difference) in these {
                     // SAFETY: this table exists only where its instruction set was detected.
                     let sum = unsafe { (self.float.dot)(a.row(m), columns) };
-                    differences[m].fetch_sub(sum, Ordering::Relaxed);
+                    difference.fetch_sub(sum, Ordering::Relaxed);
                 }
                 return;
             }

@@ -13,6 +13,9 @@ use super::jobs::Prepared;
 use super::waiter::Waiter;
 use super::{NpuBackend, NpuError};
 
+/// A prepared job and the pieces that it computes.
+type Batch<'p> = (Arc<Prepared>, Vec<&'p Piece>);
+
 impl NpuBackend {
     /// Computes a call as it was divided.
     pub(super) fn compute(
@@ -61,11 +64,7 @@ impl NpuBackend {
     }
 
     /// The jobs of a round, one for each address space, with activations packed.
-    fn prepare<'p>(
-        &mut self,
-        a: &Activations,
-        round: &'p [Piece],
-    ) -> Result<Vec<(Arc<Prepared>, Vec<&'p Piece>)>, NpuError> {
+    fn prepare<'p>(&mut self, a: &Activations, round: &'p [Piece]) -> Result<Vec<Batch<'p>>, NpuError> {
         let rows = planned_rows(a.rows());
         let mut domains: Vec<DomainId> = round.iter().map(|piece| piece.place.domain).collect();
         domains.sort_unstable();
@@ -87,7 +86,7 @@ impl NpuBackend {
         a: &Activations,
         jobs: &mut [LinearJob<'_>],
         division: &Division,
-        prepared: &[(Arc<Prepared>, Vec<&Piece>)],
+        prepared: &[Batch<'_>],
     ) -> Result<Vec<JobReport>, NpuError> {
         let waiter = match self.waiter.take() {
             Some(waiter) => waiter,
@@ -104,7 +103,7 @@ impl NpuBackend {
     }
 
     /// Counts what jobs did.
-    fn note(&mut self, prepared: &[(Arc<Prepared>, Vec<&Piece>)], reports: &[JobReport]) {
+    fn note(&mut self, prepared: &[Batch<'_>], reports: &[JobReport]) {
         let mut cores = 0;
         for ((prepared, _), report) in prepared.iter().zip(reports) {
             self.report.jobs += 1;

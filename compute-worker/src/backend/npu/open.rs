@@ -57,11 +57,11 @@ pub(super) fn cost_model(device: &Device, settings: &NpuSettings) -> CostModel {
     let info = device.info();
     let policy = match settings.policy {
         NpuPolicy::Auto if info.simulated => NpuPolicy::Npu,
-        policy => policy,
+        policy @ (NpuPolicy::Auto | NpuPolicy::Npu | NpuPolicy::Cpu | NpuPolicy::Both) => policy,
     };
     let w4 = match settings.w4 {
         NpuW4::Auto if info.simulated => NpuW4::Int8,
-        w4 => w4,
+        w4 @ (NpuW4::Auto | NpuW4::Int8 | NpuW4::Int4) => w4,
     };
     let cores = u32::from(settings.cores.min(info.cores));
     CostModel::new(preset(info.interface), &settings.board, cores, policy, w4)

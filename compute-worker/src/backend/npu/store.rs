@@ -157,7 +157,7 @@ impl Store {
     }
 }
 
-fn segments<'w, const N: usize>(matrices: [&'w mut LinearWeights; N]) -> Vec<&'w mut Segment> {
+fn segments<const N: usize>(matrices: [&mut LinearWeights; N]) -> Vec<&mut Segment> {
     matrices.into_iter().flat_map(|matrix| matrix.segments.iter_mut()).collect()
 }
 
