@@ -188,7 +188,8 @@ pub(crate) const DMA_BUF_SYNC_START: u64 = 3;
 pub(crate) const DMA_BUF_SYNC_END: u64 = 3 | 1 << 2;
 
 /// `DMA_BUF_IOCTL_SYNC`: brackets CPU access to another's memory. A descriptor that is no dma-buf (`ENOTTY`,
-/// as a model of a kernel may hand out) needs no such bracket.
+/// as a model of a kernel may hand out; `ENOSYS` where an emulator translates requests, and knows none on it) needs
+/// no such bracket. A kernel that has dma-bufs has this request.
 pub(crate) fn dma_buf_sync(fd: BorrowedFd<'_>, flags: u64) -> Result<(), Errno> {
     let sync = || {
         // SAFETY: the descriptor is open for the call (it is borrowed); the struct is one u64 of flags, which
@@ -196,7 +197,7 @@ pub(crate) fn dma_buf_sync(fd: BorrowedFd<'_>, flags: u64) -> Result<(), Errno> 
         unsafe { raw::dma_buf_sync(fd.as_raw_fd(), &flags) }.map(drop)
     };
     match retry(sync) {
-        Err(Errno::ENOTTY) => Ok(()),
+        Err(Errno::ENOTTY | Errno::ENOSYS) => Ok(()),
         result => result,
     }
 }
