@@ -125,13 +125,13 @@ fn a_c_compiler_lays_the_structs_out_alike() {
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let compiled =
         Command::new(&compiler).args(["-Wall", "-Werror", "-o"]).arg(&program).arg(&source).status();
-    let Ok(status) = compiled else {
-        assert!(std::env::var_os("CI").is_none(), "CI must have a C compiler");
-        eprintln!("skipped: no C compiler ({})", compiler.display());
-        return;
-    };
+    let status = compiled.unwrap_or_else(|error| panic!("a C compiler is needed, {compiler:?}: {error}"));
     assert!(status.success(), "{} does not compile", source.display());
-    let output = Command::new(&program).output().unwrap();
+    // Built for another machine, it runs where these tests do: in the emulator.
+    let runner = std::env::var("RKNPU_SIM_TEST_RUNNER").unwrap_or_default();
+    let command: Vec<&str> = runner.split_whitespace().chain(program.to_str()).collect();
+    let output = Command::new(command[0]).args(&command[1..]).env_remove("LD_LIBRARY_PATH").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let line = |line: &str| {
         let (name, value) = line.split_once(' ').unwrap();
