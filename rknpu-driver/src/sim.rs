@@ -35,12 +35,10 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use core::{Accumulators, Cube, Products};
+pub use error::{MemoryFault, Place, RegisterId, SimError};
 pub use faults::FaultPlan;
 pub use kernel::{RocketNode, SimConfig, Simulation, VendorNode, device};
-pub use error::{MemoryFault, Place, RegisterId, SimError};
 pub use machine::{CORES, ChainReport, Kick, Machine, Stopped, TaskReport};
 pub use memory::{Backing, BackingError, MapError, Memory};
 pub use options::{Accumulation, IntToFloat, Options, OutRounding, Rounding, Unwritten};
-pub(crate) use core::{Accumulators, Cube, Products};
-
-

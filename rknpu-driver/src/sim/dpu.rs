@@ -121,7 +121,8 @@ impl<'a> Task<'a> {
                 return Err(mode.illegal("flying mode without MRDMA"));
             };
             if size.width * size.height != width * height || size.channels > channels {
-                let reason = format!("DPU_RDMA reads {size:?} for an output of {width} x {height} x {channels}");
+                let reason =
+                    format!("DPU_RDMA reads {size:?} for an output of {width} x {height} x {channels}");
                 return Err(SimError::illegal(dpu_rdma::RDMA_DATA_CUBE_WIDTH, size.width as u32 - 1, reason));
             }
             let raw = integer && input == Precision::Int16 && main.precision.bytes() == 2;
@@ -138,7 +139,8 @@ impl<'a> Task<'a> {
         };
         if (w * h, c) != (width * height, channels) {
             let size = Setting::read(self.blocks, dpu::DATA_CUBE_CHANNEL)?;
-            return Err(size.illegal(format!("CORE gives {w} x {h} x {c}, DPU takes {width} x {height} x {channels}")));
+            return Err(size
+                .illegal(format!("CORE gives {w} x {h} x {c}, DPU takes {width} x {height} x {channels}")));
         }
         if float == integer {
             let format = Setting::read(self.blocks, dpu::DATA_FORMAT)?;
@@ -155,10 +157,16 @@ impl<'a> Task<'a> {
         ElementWise::decode(self.blocks, &self.shape, self.reads.as_mut(), integer)
     }
 
-    fn integers(mut self, main: Option<&Products>, options: &Options, work: &mut TaskWork) -> Result<(), SimError> {
+    fn integers(
+        mut self,
+        main: Option<&Products>,
+        options: &Options,
+        work: &mut TaskWork,
+    ) -> Result<(), SimError> {
         let ew = self.element_wise(true)?;
         let cpend = integer::Integers::take_cpend(&mut self.channels);
-        let plain = cpend.is_none() && self.bs.is_off() && self.bn.is_off() && ew.is_off() && self.out.is_identity();
+        let plain =
+            cpend.is_none() && self.bs.is_off() && self.bn.is_off() && ew.is_off() && self.out.is_identity();
         work.read_bytes += self.channels.bs.bytes + self.channels.bn.bytes;
         if self.raw && !plain {
             let format = Setting::read(self.blocks, dpu::DATA_FORMAT)?;
@@ -197,10 +205,17 @@ impl<'a> Task<'a> {
             options,
         };
         let mut scratch = integer::Scratch::default();
-        chunks(&self.shape, &self.output, work, |first, count, bits| stages.run(first, count, bits, &mut scratch))
+        chunks(&self.shape, &self.output, work, |first, count, bits| {
+            stages.run(first, count, bits, &mut scratch)
+        })
     }
 
-    fn floats(mut self, main: Option<&Products>, _options: &Options, work: &mut TaskWork) -> Result<(), SimError> {
+    fn floats(
+        mut self,
+        main: Option<&Products>,
+        _options: &Options,
+        work: &mut TaskWork,
+    ) -> Result<(), SimError> {
         let ew = self.element_wise(false)?;
         work.read_bytes += self.channels.bs.bytes + self.channels.bn.bytes;
         let flying;
@@ -231,7 +246,9 @@ impl<'a> Task<'a> {
             let mode = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
             return Err(mode.undecoded("a re-layout in floating point"));
         }
-        chunks(&self.shape, &self.output, work, |first, count, bits| stages.run(first, count, bits, &mut scratch))
+        chunks(&self.shape, &self.output, work, |first, count, bits| {
+            stages.run(first, count, bits, &mut scratch)
+        })
     }
 
     /// Moves 16-bit lanes without a change.
@@ -241,7 +258,8 @@ impl<'a> Task<'a> {
         if self.layout == Layout::Maximum || !plain || !sixteen || !self.shape.flying {
             return Err(mode.undecoded("a re-layout of something other than 16-bit lanes from memory"));
         }
-        let size = self.reads.as_ref().map(|reads| reads.size).ok_or_else(|| mode.illegal("DPU_RDMA is off"))?;
+        let size =
+            self.reads.as_ref().map(|reads| reads.size).ok_or_else(|| mode.illegal("DPU_RDMA is off"))?;
         let (main, _) = self.flying()?;
         let relayout = Relayout { blocks: self.blocks, main: &main, size, output: &self.output };
         relayout.run(self.layout, &self.shape, work)
@@ -295,7 +313,8 @@ fn maxima(
         let bits = &mut bits[..count * shape.channels];
         work.read_bytes += stages(first, count, bits)?;
         let rows = bits.chunks_exact(shape.channels).map(|row| &row[..shape.real_channels]);
-        let largest = rows.map(|row| row.iter().map(|bits| from_f16(*bits as u16)).fold(f32::NEG_INFINITY, f32::max));
+        let largest =
+            rows.map(|row| row.iter().map(|bits| from_f16(*bits as u16)).fold(f32::NEG_INFINITY, f32::max));
         packed.write(largest.flat_map(|value| to_f16(value).to_le_bytes()).collect())?;
     }
     work.write_bytes += packed.finish()? as u64;

@@ -32,7 +32,10 @@ fn moved_tiles_are_read_where_they_are_and_the_file_stays_readable() {
         segment.move_tiles(storage, 100);
         assert_eq!((segment.tiles(), segment.tiles().as_ptr()), (tiles.as_slice(), place));
         assert_eq!((segment.view().tile_bytes().as_ptr(), segment.bytes()), (place, bytes));
-        assert!(matches!((segment.view(), recipe), (Weights::W8(_), Recipe::W8) | (Weights::W4(_), Recipe::W4)));
+        assert!(matches!(
+            (segment.view(), recipe),
+            (Weights::W8(_), Recipe::W8) | (Weights::W4(_), Recipe::W4)
+        ));
         // The mapped pages were given back; what they held is read from the file again.
         assert_eq!(bundle.linear(name).unwrap().segments[0].tiles(), tiles);
     }
