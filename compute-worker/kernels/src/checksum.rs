@@ -77,7 +77,7 @@ pub(crate) fn expand_tile(
 }
 
 impl Kernels {
-    /// v[k] = Σ_n r[n]·w[n][k] mod 2^32, `[K]`: what [`Kernels::finish`] verifies results of these weights with.
+    /// `v[k] = Σ_n r[n]·w[n][k]` mod 2^32, `[K]`: what [`Kernels::finish`] verifies results of these weights with.
     ///
     /// # Panics
     /// When the weights' slices do not fit their shape.
