@@ -188,7 +188,8 @@ impl Deref for SealedBuffer {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the buffer is sealed for good (only `Buffer::seal` makes this type): no guard and no job
-        // that writes it is let in.
+        // that lists it as written is let in, and whoever prepared a job promised that its commands write
+        // nothing else (`Device::prepare`).
         unsafe { self.0.bytes(0..self.0.len) }
     }
 }
@@ -222,7 +223,9 @@ impl Deref for ReadGuard<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: this guard is inside from its making until its drop, so nobody writes the bytes.
+        // SAFETY: this guard is inside from its making until its drop, so nobody writes the bytes: no guard
+        // that overlaps and no job that lists the buffer as written is let in, and whoever prepared a job
+        // promised that its commands write nothing else (`Device::prepare`).
         unsafe { self.inner.bytes(self.range.clone()) }
     }
 }
@@ -260,7 +263,7 @@ impl Deref for WriteGuard<'_> {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: this guard is inside until it is dropped or finished, both of which take it, so nobody else
-        // writes the bytes; itself it is borrowed as long as the slice lives.
+        // writes the bytes (jobs as for `ReadGuard`); itself it is borrowed as long as the slice lives.
         unsafe { self.inner.bytes(self.range.clone()) }
     }
 }

@@ -239,7 +239,14 @@ impl Device {
     ///
     /// # Errors
     /// [`JobError`]: which rule the job breaks.
-    pub fn prepare(&self, job: Job) -> Result<PreparedJob, JobError> {
+    ///
+    /// # Safety
+    /// Executing the commands, tails and whatever they lead to included, writes nothing outside the buffers in
+    /// [`Job::writes`](crate::job::Job::writes). The hardware writes wherever it is told to in the job's
+    /// address space, and slices of sealed buffers and of guards rely on its not doing so. What the commands
+    /// say of themselves is checked, but that does not prove it: registers keep values of earlier tasks.
+    #[expect(unsafe_code, reason = "unsafe to call: the commands are trusted; no block here")]
+    pub unsafe fn prepare(&self, job: Job) -> Result<PreparedJob, JobError> {
         let DeviceInner { domains, info, iommu, .. } = &*self.0;
         let domain = domains.get(usize::from(job.domain.0)).ok_or(JobError::Domain(job.domain))?;
         let link = self.link(job.domain).ok_or(JobError::Domain(job.domain))?;

@@ -21,7 +21,7 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Signalled when a user leaves.
     left: Condvar,
-    /// How often the CPU has written: a job remembers it for its commands.
+    /// How often a guard or a job that writes has come in: a job remembers it for its commands.
     epoch: AtomicU64,
     // The mapping goes before the object.
     pub(super) mapping: Mapping,
@@ -124,6 +124,8 @@ impl Inner {
         if handed_over.is_err() {
             state.users.leave_job(write);
             self.left.notify_all();
+        } else if write {
+            self.epoch.fetch_add(1, Ordering::Release);
         }
         handed_over
     }
@@ -213,7 +215,8 @@ impl Inner {
         assert!(range.start <= range.end && range.end <= self.mapping.len());
         // SAFETY: in bounds of the mapping by the assertion, and mapped as long as `self` lives. Bytes have
         // no invalid values. That nobody writes them is the caller's promise: `Users` keeps CPU writers and
-        // jobs that write out, the kernel's own writes come from jobs.
+        // jobs that write out, the device writes for jobs only, and those write only what they list
+        // (`Device::prepare`).
         unsafe { slice::from_raw_parts(self.mapping.as_ptr().add(range.start), range.len()) }
     }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::state::{LINE, Refusal, Users};
 use super::{Buffer, BufferKind};
 use crate::device::tests::fake::{Fake, Jobs};
-use crate::device::tests::{expected, job};
+use crate::device::tests::{expected, job, prepare};
 use crate::device::{Device, DomainId};
 use crate::error::{JobError, SyncError};
 
@@ -252,7 +252,7 @@ fn run_one(
 ) -> Result<(), TestCaseError> {
     let (from, to) = (models[input].buffer.clone(), models[output].buffer.clone());
     let (from_iova, to_iova) = (from.iova(), to.iova());
-    let prepared = device.prepare(job(device, DomainId(0), &[(0, 1)], from, to));
+    let prepared = prepare(device, job(device, DomainId(0), &[(0, 1)], from, to));
     let expected_error = if input == output {
         Some(JobError::ListedTwice { iova: from_iova })
     } else {

@@ -59,6 +59,16 @@ pub(crate) fn simple(device: &Device, domain: DomainId, cores: &[(u8, usize)]) -
     (output, job)
 }
 
+/// [`Device::prepare`] for jobs over the fakes.
+pub(crate) fn prepare(device: &Device, job: Job) -> Result<PreparedJob, JobError> {
+    #[expect(unsafe_code, reason = "the fakes write nothing but one atom a destination")]
+    // SAFETY: a fake runs nothing but the destinations among a task's words, an atom each, and tests put those
+    // into a buffer that the job writes, or expect the job to be refused.
+    unsafe {
+        device.prepare(job)
+    }
+}
+
 /// The atom that task `task` of the fakes writes.
 pub(crate) fn expected(task: usize) -> [u8; 16] {
     [0xa0 | task as u8; 16]

@@ -109,7 +109,14 @@ impl Kernel {
         let mut reads: Vec<_> = inputs.iter().cloned().map(Into::into).collect();
         reads.push(constants.clone().into());
         let writes = vec![output.clone(), work];
-        let job = device.prepare(Job { domain, commands, chains, reads, writes, timeout: TIMEOUT })?;
+        let job = Job { domain, commands, chains, reads, writes, timeout: TIMEOUT };
+        #[expect(unsafe_code, reason = "the kernels' commands keep to their buffers")]
+        // SAFETY: every task is a `Pass`, a `Product` or an upload of this module, which sets every register of
+        // its blocks, its output's place and size included, and `prepare` refuses a cube that ends beyond its
+        // buffer. The only bases that outputs lie at are those of `output` and `work`, both in `writes`
+        // (a place in another buffer is refused). `Program` made the tails, which lead from a task
+        // to the next of its chain, and all was written to a buffer that nobody else has.
+        let job = unsafe { device.prepare(job) }?;
         Ok(Kernel { device: device.clone(), grid, inputs, constants, output, job })
     }
 

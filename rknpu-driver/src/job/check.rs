@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ptr;
 use std::sync::Arc;
 
-use super::commands::{self, Addresses};
+use super::commands::{self, Addresses, Written};
 use super::{Job, JobBuffer, Task};
 use crate::buffer::Inner;
 use crate::device::link::Link;
@@ -62,7 +62,9 @@ pub(crate) fn check(
         for (index, task) in chain.tasks.iter().enumerate() {
             check_task(index, task, words.len() as u64, interface)?;
             let start = task.offset as usize;
-            let found = commands::addresses(&words[start..start + task.words as usize * WORD as usize]);
+            // With the tail: the program counter fetches its words as it does the others.
+            let end = start + (task.words + TAIL_WORDS) as usize * WORD as usize;
+            let found = commands::addresses(&words[start..end]);
             check_outputs(index, &found, uses)?;
             addresses.push(found);
         }
@@ -152,14 +154,24 @@ fn check_task(index: usize, task: &Task, bytes: u64, interface: Interface) -> Re
     Ok(())
 }
 
-/// Every address that a task writes to must lie in a buffer that the job lists as written. Only first bytes
-/// are checked: how far a task writes is the planner's to know. Address 0 stands for none (a task that only
-/// loads tables).
+/// Every task must say where it writes (it would write where an earlier one did), and every such cube must lie
+/// in a buffer that the job lists as written, as far as the task's own commands tell its size. Address 0
+/// stands for none (a task that only loads tables).
+///
+/// This catches mistakes; it does not prove that a job keeps to its buffers, which whoever prepares it
+/// promises: registers keep values of earlier tasks, and tails lead where they say.
 fn check_outputs(index: usize, found: &Addresses, uses: &[Use]) -> Result<(), JobError> {
-    for &address in found.written.iter().filter(|&&address| address != 0) {
-        if find(uses, address).is_none_or(|target| !target.write) {
+    if found.written.is_empty() {
+        return Err(JobError::Malformed(format!("task {index} does not say where it writes")));
+    }
+    for &Written { address, bytes } in found.written.iter().filter(|written| written.address != 0) {
+        let Some(target) = find(uses, address).filter(|target| target.write) else {
             let what =
                 format!("task {index} writes to {address:#x}, which is in no buffer listed as written");
+            return Err(JobError::Malformed(what));
+        };
+        if u64::from(address - target.inner.iova) + bytes > target.inner.len as u64 {
+            let what = format!("task {index} writes {bytes} bytes to {address:#x}, beyond its buffer's end");
             return Err(JobError::Malformed(what));
         }
     }

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::{Use, find};
-use super::commands::Addresses;
+use super::commands::{Addresses, Written};
 use crate::buffer::Buffer;
 use crate::error::SyncError;
 
@@ -38,7 +38,7 @@ impl Proof {
     /// Looks for bytes that the last task writes and no task reads.
     pub(crate) fn choose(uses: &[Use], addresses: &[Vec<Addresses>]) -> Self {
         let tasks = addresses.iter().flatten();
-        let Some(&address) = tasks.clone().last().and_then(|task| task.written.last()) else {
+        let Some(&Written { address, .. }) = tasks.clone().last().and_then(|task| task.written.last()) else {
             return Proof::Time;
         };
         let Some(target) = find(uses, address).filter(|target| target.write) else { return Proof::Time };

@@ -10,6 +10,7 @@ use crate::buffer::{Buffer, BufferKind};
 use crate::device::{CoreId, Device, DomainId, Interface};
 use crate::error::{AllocateError, JobError, SyncError};
 use crate::job::{Chain, Job, JobBuffer, PreparedJob, Task};
+use crate::layout::{ATOM, Cube, output_surface};
 use crate::regcmd::{self, Chaining, EncodedTask, Program, ProgramOptions};
 
 /// Where a plan's matrices lie. Offsets are in bytes, multiples of 16 (of 64 for speed); all buffers are of
@@ -172,13 +173,36 @@ impl BoundMatmul {
         });
         let (reads, writes) = buffers(bindings);
         let job = Job { domain, commands, chains: chains.collect(), reads, writes, timeout };
-        Ok(BoundMatmul { job: device.prepare(job)? })
+        #[expect(unsafe_code, reason = "the plan's commands keep to their operands")]
+        // SAFETY: `Binding::check` saw that every task's output cube ends within the output operand, whose
+        // buffer is in `writes`, and `prepare` refuses cubes that end beyond it. The tasks write nothing else:
+        // they are the plan's own (no other code makes any), each sets every register of its blocks, so none
+        // writes where or as far as an earlier one did, `Program` made the tails, which lead from a task to
+        // the next of its chain, and both were written to a buffer that nobody else has.
+        let job = unsafe { device.prepare(job) }?;
+        Ok(BoundMatmul { job })
     }
 
     /// The job, for [`Device::run`].
     pub fn job(&self) -> &PreparedJob {
         &self.job
     }
+}
+
+/// Bytes from the output's first on to the last that a task writes, by the sizes that its registers get.
+fn written(plan: &MatmulPlan) -> usize {
+    let tasks = plan.chains.iter().flatten();
+    let ends = tasks.map(|task| {
+        let size = &task.form.size;
+        let cube = Cube {
+            pixels: size.pixels,
+            channels: size.kernels(),
+            surface: output_surface(size.pixels),
+            atom: ATOM / size.output_bytes(),
+        };
+        task.output_at(&plan.shape, &plan.blocks) + cube.bytes()
+    });
+    ends.max().unwrap_or(0)
 }
 
 /// The cores that can run jobs in a domain.
@@ -233,7 +257,7 @@ impl Binding<'_> {
                 plan.weight_bytes(),
             ),
             ("input", input.0.domain(), input.0.len(), input.1, plan.input_bytes()),
-            ("output", output.0.domain(), output.0.len(), output.1, plan.output_bytes()),
+            ("output", output.0.domain(), output.0.len(), output.1, plan.output_bytes().max(written(plan))),
         ];
         if let Some((buffer, offset)) = &operands.per_channel {
             let (domain, len) = (job_buffer_domain(buffer), job_buffer_len(buffer));

@@ -49,7 +49,7 @@ fn jobs_of_several_domains_run_and_are_seen_to_have_run() {
     for domain in [0, 1, 0, 2] {
         let (output, job) = simple(&device, DomainId(domain), &[(domain, 3)]);
         outputs.push(output);
-        jobs.push(device.prepare(job).unwrap());
+        jobs.push(prepare(&device, job).unwrap());
     }
     let jobs: Vec<_> = jobs.iter().collect();
     let reports = device.run(&jobs).unwrap();
@@ -67,7 +67,7 @@ fn jobs_of_several_domains_run_and_are_seen_to_have_run() {
 fn a_job_that_ran_nothing_is_an_error() {
     let (fakes, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(1, 2)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     device.run(&[&prepared]).unwrap();
     // The same results lie there already: only the mark tells.
     fakes[1].set_jobs(Jobs::Skip);
@@ -84,7 +84,7 @@ fn a_wait_in_vain_keeps_the_memory() {
     let (fakes, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(1, 1)]);
     let (other, other_job) = simple(&device, DomainId(2), &[(2, 1)]);
-    let (prepared, beside) = (device.prepare(job).unwrap(), device.prepare(other_job).unwrap());
+    let (prepared, beside) = (prepare(&device, job).unwrap(), prepare(&device, other_job).unwrap());
     fakes[1].set_jobs(Jobs::Hang);
     assert!(matches!(device.run(&[&prepared, &beside]).unwrap_err(), JobError::TimedOut { .. }));
     // The job beside it was waited for, and its memory is free.
@@ -105,7 +105,7 @@ fn a_domain_that_stays_hung_gets_a_new_descriptor() {
     let (fakes, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(1, 1)]);
     let (other, other_job) = simple(&device, DomainId(2), &[(2, 1)]);
-    let (prepared, beside) = (device.prepare(job).unwrap(), device.prepare(other_job).unwrap());
+    let (prepared, beside) = (prepare(&device, job).unwrap(), prepare(&device, other_job).unwrap());
     fakes[1].set_jobs(Jobs::Hang);
     device.run(&[&prepared]).unwrap_err();
     fakes[1].fail("reopen", Errno::ENOENT);
@@ -118,7 +118,7 @@ fn a_domain_that_stays_hung_gets_a_new_descriptor() {
     device.run(&[&beside]).unwrap();
     let fresh = fakes[1].world().reopened[0].clone();
     let (output_anew, job) = simple(&device, DOMAIN, &[(1, 1)]);
-    device.run(&[&device.prepare(job).unwrap()]).unwrap();
+    device.run(&[&prepare(&device, job).unwrap()]).unwrap();
     assert_eq!(output_anew.read(..16).unwrap()[..], expected(0));
     drop((prepared, output, output_anew));
     assert!(fakes[1].world().memory.is_empty());
@@ -149,7 +149,7 @@ fn what_could_not_be_handed_over_stops_the_job() {
     let crate::job::JobBuffer::Buffer(input) = job.reads[0].clone() else {
         unreachable!("simple reads a buffer")
     };
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fakes[1].fail("fini_bo", Errno::EIO);
     drop(input.write(..).unwrap());
     // The mark's hand-over comes first, then the input's.
@@ -167,10 +167,10 @@ fn tasks_must_end_in_the_dpu_and_chains_on_the_domains_core() {
     let (_, device) = open();
     let (_, mut job) = simple(&device, DOMAIN, &[(1, 2)]);
     job.chains[0].tasks[1].interrupt_mask = 0xc00;
-    assert_eq!(device.prepare(job).unwrap_err(), JobError::InterruptMask { task: 1, mask: 0xc00 });
+    assert_eq!(prepare(&device, job).unwrap_err(), JobError::InterruptMask { task: 1, mask: 0xc00 });
     let (_, mut job) = simple(&device, DOMAIN, &[(1, 1)]);
     job.chains[0].core = CoreId(0);
-    assert_eq!(device.prepare(job).unwrap_err(), JobError::Core(CoreId(0)));
+    assert_eq!(prepare(&device, job).unwrap_err(), JobError::Core(CoreId(0)));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn memory_is_exported_and_not_imported() {
 fn a_device_that_is_gone_comes_back_with_new_descriptors() {
     let (fakes, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(1, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fakes[1].fail("submit", Errno::ENODEV);
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::Gone);
     assert_eq!(device.reset(), Ok(Recovery::BuffersLost));

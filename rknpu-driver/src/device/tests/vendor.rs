@@ -112,7 +112,7 @@ fn jobs_run_on_one_to_three_cores() {
 fn on_cores(cores: &[(u8, usize)], mask: u32, entry: usize, writers: &[usize]) {
     let (fake, device) = open();
     let (output, job) = simple(&device, DomainId(3), cores);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     for _ in 0..2 {
         let reports = device.run(&[&prepared]).unwrap();
         assert_eq!(reports[0].elapsed, Duration::from_nanos(1_234_000));
@@ -137,7 +137,7 @@ fn a_job_must_be_well_formed() {
     let refused = |change: &dyn Fn(&mut Job)| {
         let (_, mut job) = simple(&device, DOMAIN, &[(0, 2)]);
         change(&mut job);
-        device.prepare(job).unwrap_err()
+        prepare(&device, job).unwrap_err()
     };
     let foreign = device.allocate(DomainId(1), 64, BufferKind::Data).unwrap();
     let of_other = other.allocate(DOMAIN, 64, BufferKind::Data).unwrap();
@@ -172,10 +172,36 @@ fn a_job_must_be_well_formed() {
     malformed(refused(&|job| job.reads = vec![job.writes.remove(0).into()]), "no buffer");
     let (_, mut job) = simple(&device, DOMAIN, &[(0, 1)]);
     job.writes = vec![device.allocate(DOMAIN, 64, BufferKind::Data).unwrap()];
-    malformed(device.prepare(job).unwrap_err(), "in no buffer listed as written");
+    malformed(prepare(&device, job).unwrap_err(), "in no buffer listed as written");
+    // Words 1 and 6 of a task of eight: its destination, and one of its tail.
+    let with_words = |change: &dyn Fn(&mut [u64], u64)| {
+        let (_, job) = simple(&device, DOMAIN, &[(0, 1)]);
+        let input = match &job.reads[0] {
+            crate::job::JobBuffer::Buffer(buffer) => u64::from(buffer.iova()),
+            crate::job::JobBuffer::Sealed(_) => 0,
+        };
+        let mut bytes = job.commands.write(..).unwrap();
+        let mut words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        change(&mut words, input);
+        for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *to = word.to_le_bytes();
+        }
+        drop(bytes);
+        prepare(&device, job).unwrap_err()
+    };
+    malformed(with_words(&|words, _| words[1] = 0), "does not say where it writes");
+    malformed(with_words(&|words, input| words[6] = 0x1001_0000_0000_4020 | input << 16), "in no buffer");
+    // Of 256 bytes: 17 pixels, two lines of nine, and two surfaces of one whose second is beyond.
+    let shape = |register: u64, value: u64| 0x1001_0000_0000_0000 | value << 16 | register;
+    malformed(with_words(&|words, _| words[2] = shape(0x405c, 16)), "writes 272 bytes");
+    malformed(with_words(&|words, _| words[2] = shape(0x405c, 1 << 16 | 8)), "writes 288 bytes");
+    malformed(
+        with_words(&|words, _| (words[2], words[3]) = (shape(0x4024, 256), shape(0x4058, 31))),
+        "writes 272 bytes",
+    );
     let (_, mut job) = simple(&device, DOMAIN, &[(0, 1), (1, 1)]);
     job.chains[1].core = CoreId(2);
-    assert_eq!(device.prepare(job).unwrap_err(), JobError::CoreSet(0b101));
+    assert_eq!(prepare(&device, job).unwrap_err(), JobError::CoreSet(0b101));
 }
 
 #[test]
@@ -183,7 +209,7 @@ fn commands_written_after_preparing_stop_the_job() {
     let (_, device) = open();
     let (_, job) = simple(&device, DOMAIN, &[(0, 1)]);
     let commands = job.commands.clone();
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     drop(commands.write(0..8).unwrap());
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::CommandsChanged);
     assert!(!device.is_faulted());
@@ -193,7 +219,7 @@ fn commands_written_after_preparing_stop_the_job() {
 fn a_job_that_hangs_keeps_its_memory_until_the_reset() {
     let (fake, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fake.set_jobs(Jobs::Hang);
     let after = Duration::from_millis(200);
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::TimedOut { after });
@@ -209,7 +235,7 @@ fn a_job_that_hangs_keeps_its_memory_until_the_reset() {
     assert_eq!(device.reset(), Ok(Recovery::Kept));
     assert!(fake.world().memory.is_empty());
     let (output, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     device.run(&[&prepared]).unwrap();
     assert_eq!(output.read(..16).unwrap()[..], expected(0));
     let health = device.health();
@@ -221,7 +247,7 @@ fn memory_outlives_a_device_that_cannot_be_reset() {
     for fails in [false, true] {
         let (fake, device) = open();
         let (_, job) = simple(&device, DOMAIN, &[(0, 1)]);
-        let prepared = device.prepare(job).unwrap();
+        let prepared = prepare(&device, job).unwrap();
         fake.set_jobs(Jobs::Hang);
         device.run(&[&prepared]).unwrap_err();
         if fails {
@@ -238,7 +264,7 @@ fn memory_outlives_a_device_that_cannot_be_reset() {
 fn memory_of_a_stopped_job_can_be_used_after_the_reset() {
     let (fake, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fake.set_jobs(Jobs::Hang);
     device.run(&[&prepared]).unwrap_err();
     fake.set_jobs(Jobs::Run);
@@ -257,7 +283,7 @@ fn a_wrong_status_is_never_a_success() {
     ] {
         let (fake, device) = open();
         let (_, job) = simple(&device, DOMAIN, &[(0, 2)]);
-        let prepared = device.prepare(job).unwrap();
+        let prepared = prepare(&device, job).unwrap();
         fake.set_jobs(jobs);
         let error = device.run(&[&prepared]).unwrap_err();
         assert!(matches!(&error, JobError::WrongStatus { what } if what.contains(text)), "{error}");
@@ -271,7 +297,7 @@ fn later_jobs_do_not_run_after_a_failure() {
     let (fake, device) = open();
     let (_, first) = simple(&device, DOMAIN, &[(0, 1)]);
     let (_, second) = simple(&device, DOMAIN, &[(0, 1)]);
-    let (first, second) = (device.prepare(first).unwrap(), device.prepare(second).unwrap());
+    let (first, second) = (prepare(&device, first).unwrap(), prepare(&device, second).unwrap());
     fake.fail("submit", Errno::EINVAL);
     let error = device.run(&[&first, &second]).unwrap_err();
     assert_eq!(error, JobError::Call { call: "RKNPU_SUBMIT", source: Errno::EINVAL });
@@ -282,7 +308,7 @@ fn later_jobs_do_not_run_after_a_failure() {
 fn calls_that_did_nothing_leave_the_device_alone() {
     let (fake, device) = open();
     let (_, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fake.fail("submit", Errno::ENOMEM);
     device.run(&[&prepared]).unwrap_err();
     assert!(!device.is_faulted());
@@ -300,7 +326,7 @@ fn a_reset_that_fails_opens_the_node_anew() {
     weights.write(..).unwrap().fill(7);
     let weights = weights.seal().unwrap();
     let (output, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fake.fail("reset", Errno::EIO);
     fake.fail("reopen", Errno::EACCES);
     let failed = ResetError::Failed { reset: Errno::EIO, reopen: Errno::EACCES };
@@ -313,9 +339,9 @@ fn a_reset_that_fails_opens_the_node_anew() {
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::Stale(DOMAIN));
     let (_, mut job) = simple(&device, DOMAIN, &[(0, 1)]);
     job.reads.push(weights.clone().into());
-    assert_eq!(device.prepare(job).unwrap_err(), JobError::Stale(DOMAIN));
+    assert_eq!(prepare(&device, job).unwrap_err(), JobError::Stale(DOMAIN));
     let (output, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    device.run(&[&device.prepare(job).unwrap()]).unwrap();
+    device.run(&[&prepare(&device, job).unwrap()]).unwrap();
     assert_eq!(output.read(..16).unwrap()[..], expected(0));
 }
 
@@ -323,7 +349,7 @@ fn a_reset_that_fails_opens_the_node_anew() {
 fn a_device_that_is_gone_says_so() {
     let (fake, device) = open();
     let (output, job) = simple(&device, DOMAIN, &[(0, 1)]);
-    let prepared = device.prepare(job).unwrap();
+    let prepared = prepare(&device, job).unwrap();
     fake.world().gone = true;
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::Gone);
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::Gone);
