@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::objects::{Space, Store, lock};
+use super::schedule::LONGEST;
 use crate::sim::Unwritten;
 use crate::uapi::vendor::RKNPU_MAX_IOMMU_DOMAIN_NUM;
-
-/// How long the driver waits for the device to drain before it gives a switch up.
-const SWITCH_WAIT: Duration = Duration::from_secs(6);
 
 #[derive(Debug)]
 pub(super) struct Domains {
     spaces: Vec<Arc<Space>>,
     state: Mutex<State>,
     left: Condvar,
+    longest: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -35,17 +34,18 @@ pub(super) struct DomainUse<'a> {
 impl Domains {
     pub(super) fn new(unwritten: Unwritten, store: &Arc<Store>) -> Self {
         let spaces = (0..RKNPU_MAX_IOMMU_DOMAIN_NUM).map(|_| Space::new(unwritten, store)).collect();
-        Self { spaces, state: Mutex::default(), left: Condvar::new() }
+        Self { spaces, state: Mutex::default(), left: Condvar::new(), longest: LONGEST }
     }
 
     pub(super) fn current(&self) -> u32 {
         lock(&self.state).current
     }
 
-    /// Switches a domain in as soon as nobody uses another: `EINVAL` if there is no such domain, or if the device is still in
-    /// use after six seconds.
+    /// Switches a domain in as soon as nobody uses another: `EINVAL` if there is no such domain. The driver gives up after six seconds of
+    /// waiting for the device to drain. Those are the device's seconds: a simulated job computes for as long as the host
+    /// needs, and lets go of its domain when it ends or hangs, so that nobody here uses a domain without computing.
     pub(super) fn enter(&self, id: u32) -> Result<DomainUse<'_>, Errno> {
-        let deadline = Instant::now() + SWITCH_WAIT;
+        let deadline = Instant::now() + self.longest;
         let mut state = lock(&self.state);
         while state.current != id && state.users > 0 {
             let left = deadline.checked_duration_since(Instant::now()).ok_or(Errno::EINVAL)?;
@@ -95,5 +95,15 @@ mod tests {
             assert_eq!(other.join().unwrap(), Ok(4));
         });
         assert_eq!(lock(&domains.state).users, 0);
+    }
+
+    #[test]
+    fn a_wait_for_a_switch_is_bounded_and_no_shorter_than_one_for_a_core() {
+        let mut domains = Domains::new(Unwritten::Error, &Store::new(0));
+        assert_eq!(domains.longest, LONGEST);
+        domains.longest = Duration::from_millis(1);
+        let _used = domains.enter(3).unwrap();
+        assert_eq!(domains.enter(4).unwrap_err(), Errno::EINVAL);
+        assert_eq!(domains.current(), 3);
     }
 }

@@ -10,8 +10,8 @@ use super::objects::lock;
 use crate::sim::CORES;
 use crate::uapi::SimulatedWork;
 
-/// Waiting for a core that computes ends here: no stream takes this long, whatever the host.
-const LONGEST: Duration = Duration::from_secs(3600);
+/// Waiting for a core that computes, or for its domain, ends here: no stream takes this long, whatever the host.
+pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 /// Tasks whose work is kept for a program that does not ask for it.
 const MOST_TASKS: usize = 1 << 16;
 
