@@ -6,8 +6,8 @@ use thiserror::Error;
 pub const TILE_COLUMNS: usize = 32;
 /// Bytes in a weight tile, whatever the precision.
 pub const TILE_BYTES: usize = 1024;
-/// Largest K of an integer product: beyond it a sum of 127·127 leaves int32.
-pub const MAX_INNER: usize = 133_144;
+/// Largest K: 131,072 products of −128 by −128 are 2^31, one more than int32 holds.
+pub const MAX_INNER: usize = 131_071;
 /// Largest M and N accepted; beyond it sizes in bytes could leave 32 bits per address space anyway.
 pub const MAX_SIDE: usize = 1 << 24;
 
@@ -177,5 +177,22 @@ impl MatmulShape {
 impl std::fmt::Display for MatmulShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}x{}x{} {}", self.rows, self.inner, self.outputs, self.precision.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_sum_is_the_last_that_int32_holds() {
+        let longest = |inner: usize| 128 * 128 * inner as i64;
+        assert!(i32::try_from(longest(MAX_INNER)).is_ok() && i32::try_from(longest(MAX_INNER + 1)).is_err());
+        for precision in Precision::ALL {
+            assert!(MatmulShape::new(1, MAX_INNER, 1, precision).is_ok());
+            let refused = MatmulShape::new(1, 131_072, 1, precision);
+            let error = ShapeError::TooLarge { dimension: 'K', value: 131_072, limit: 131_071 };
+            assert_eq!(refused, Err(error));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use rknpu_driver::oracle::Generator;
 use rknpu_driver::plan::PlanOptions;
-use rknpu_driver::shape::{MatmulShape, Precision};
+use rknpu_driver::shape::{MAX_INNER, MatmulShape, Precision};
 
 use crate::bench::{Bench, Values};
 
@@ -77,4 +77,7 @@ fn extremes() {
             }
         }
     }
+    // The longest K: 16,384 less than 2^31, from −128 everywhere.
+    let shape = MatmulShape { rows: 2, inner: MAX_INNER, outputs: 3, precision: Precision::Int8 };
+    bench.check(shape, &PlanOptions::default(), &mut Values::Extreme).expect("the longest sum");
 }
