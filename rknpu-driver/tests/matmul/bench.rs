@@ -27,7 +27,7 @@ impl Bench {
     }
 
     /// Runs a plan over packed operands and returns the output buffer; the work counted must be the work
-    /// planned.
+    /// planned. Cores start as after a reset, so that no register is left over from another product.
     pub(crate) fn run(
         &self,
         plan: &MatmulPlan,
@@ -62,6 +62,9 @@ impl Bench {
                 (core, kick)
             })
             .collect();
+        for &(core, _) in &kicks {
+            self.machine.reset(core);
+        }
         let reports = self.machine.run_chains(&self.memory, &kicks);
         for at in mapped {
             self.memory.unmap(at);

@@ -4,7 +4,7 @@ use std::env;
 use std::time::Instant;
 
 use rknpu_driver::oracle::Generator;
-use rknpu_driver::plan::{Limits, PlanOptions};
+use rknpu_driver::plan::{Axis, Limits, MatmulPlan, PlanOptions};
 use rknpu_driver::shape::{MatmulShape, Precision};
 use rknpu_driver::timing::Board;
 
@@ -62,7 +62,7 @@ pub(crate) fn case(index: u64) -> (MatmulShape, PlanOptions, Generator) {
     (shape, options, random)
 }
 
-/// What happened over all cases, so that a run shows that it reached every way of cutting.
+/// What happened over all cases.
 #[derive(Debug, Default)]
 struct Seen {
     tasks: usize,
@@ -71,7 +71,32 @@ struct Seen {
     weight_reuse: usize,
     data_reuse: usize,
     by_rows: usize,
+    /// `[precision][cores that have tasks − 1]`.
+    cores: [[usize; 3]; Precision::ALL.len()],
     products: u64,
+}
+
+impl Seen {
+    fn add(&mut self, plan: &MatmulPlan) {
+        let (shape, choice) = (plan.shape(), plan.choice());
+        let tiling = &choice.tiling;
+        self.tasks += plan.task_count();
+        self.stacked += usize::from(choice.stacks.iter().any(|stack| stack.slices > 1));
+        self.sliced += usize::from(choice.stacks.len() > 1);
+        self.weight_reuse += usize::from(tiling.weight_reuse);
+        self.data_reuse += usize::from(tiling.data_reuse);
+        self.by_rows += usize::from(tiling.axis == Axis::Rows);
+        let precision = Precision::ALL.iter().position(|&other| other == shape.precision);
+        self.cores[precision.expect("one of all")][plan.cores() - 1] += 1;
+        self.products += shape.macs();
+    }
+
+    /// Fails unless the run reached every way of cutting, and every number of cores with every precision.
+    fn check(&self) {
+        let ways = [self.stacked, self.sliced, self.weight_reuse, self.data_reuse, self.by_rows];
+        let mut counts = ways.iter().chain(self.cores.as_flattened());
+        assert!(counts.all(|&count| count > 0), "not everything was seen: {self:?}");
+    }
 }
 
 #[test]
@@ -89,16 +114,10 @@ fn seeded() {
         if let Err(error) = bench.check(shape, &options, &mut Values::Random(random)) {
             panic!("MATMUL_ONLY={index}: {error}; {options:?}");
         }
-        let plan = rknpu_driver::plan::MatmulPlan::new(shape, &options).expect("planned before");
-        let choice = plan.choice();
-        let tiling = &choice.tiling;
-        seen.tasks += plan.task_count();
-        seen.stacked += usize::from(choice.stacks.iter().any(|stack| stack.slices > 1));
-        seen.sliced += usize::from(plan.slices() > 1);
-        seen.weight_reuse += usize::from(tiling.weight_reuse);
-        seen.data_reuse += usize::from(tiling.data_reuse);
-        seen.by_rows += usize::from(tiling.axis == rknpu_driver::plan::Axis::Rows);
-        seen.products += shape.macs();
+        seen.add(&MatmulPlan::new(shape, &options).expect("planned before"));
     }
     println!("{count} shapes from {first} on in {:.1?}: {seen:?}", started.elapsed());
+    if count >= DEFAULT_SHAPES {
+        seen.check();
+    }
 }
