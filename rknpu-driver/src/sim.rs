@@ -36,7 +36,7 @@ mod registers;
 mod tests;
 
 pub(crate) use core::{Accumulators, Cube, Products};
-pub use error::{MemoryFault, Place, RegisterId, SimError};
+pub use error::{MemoryFault, Place, RegisterId, SimError, UndecodedKind};
 pub use faults::FaultPlan;
 pub use kernel::{RocketNode, SimConfig, Simulation, VendorNode, device};
 pub use machine::{CORES, ChainReport, Kick, Machine, Stopped, TaskReport};

@@ -244,7 +244,7 @@ impl<'a> Task<'a> {
         }
         if self.layout != Layout::Plain {
             let mode = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
-            return Err(mode.undecoded("a re-layout in floating point"));
+            return Err(mode.undecoded_layout("a re-layout in floating point"));
         }
         chunks(&self.shape, &self.output, work, |first, count, bits| {
             stages.run(first, count, bits, &mut scratch)
@@ -256,7 +256,7 @@ impl<'a> Task<'a> {
         let mode = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
         let sixteen = self.shape.input == Precision::Int16 && self.shape.output == Precision::Int16;
         if self.layout == Layout::Maximum || !plain || !sixteen || !self.shape.flying {
-            return Err(mode.undecoded("a re-layout of something other than 16-bit lanes from memory"));
+            return Err(mode.undecoded_layout("a re-layout of something other than 16-bit lanes from memory"));
         }
         let size =
             self.reads.as_ref().map(|reads| reads.size).ok_or_else(|| mode.illegal("DPU_RDMA is off"))?;
@@ -303,7 +303,7 @@ fn maxima(
 ) -> Result<(), SimError> {
     if shape.output != Precision::Float16 {
         let format = Setting::read(blocks, dpu::DATA_FORMAT)?;
-        return Err(format.undecoded("MINMAX_CTL in a format other than fp16"));
+        return Err(format.undecoded_layout("MINMAX_CTL in a format other than fp16"));
     }
     let mut packed = Packed::new(blocks, output, shape.pixels() * 2)?;
     let step = (CHUNK / shape.channels).max(1);

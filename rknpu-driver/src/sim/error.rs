@@ -67,6 +67,17 @@ pub enum MemoryFault {
     },
 }
 
+/// Which group an undecoded mode belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UndecodedKind {
+    /// The DPU's output in another order: transposes, regrouping, unaligned output, the maximum of the channels.
+    Layout,
+    /// Compressed weights.
+    Compressed,
+    /// Anything else.
+    Other,
+}
+
 /// Why a stream stopped.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -122,6 +133,8 @@ pub enum SimError {
         register: RegisterId,
         /// Its value.
         value: u32,
+        /// The group it belongs to.
+        kind: UndecodedKind,
         /// Name of the mode.
         mode: &'static str,
     },

@@ -4,11 +4,11 @@
 //! operands of BS and BN. Feature cubes lie in surfaces of 16-byte atoms (NC1HWC2); the DPU takes their pixels in
 //! raster order, so a cube may be read in one shape and written in another of as many pixels.
 
-use super::SimError;
 use super::dpu::setting::Setting;
 use super::float::{Precision, from_bf16, from_f16};
 use super::memory::{Memory, Window};
 use super::registers::Blocks;
+use super::{SimError, UndecodedKind};
 use crate::regcmd::registers::dpu_rdma;
 use crate::regcmd::{Field, Register};
 
@@ -331,7 +331,8 @@ impl ChannelOperands {
         let mask = blocks.field(uses)?;
         if mask & 8 != 0 {
             let mode = "bit 3 of a per-channel stream's DATA_USE";
-            return Err(SimError::Undecoded { register: uses.into(), value: mask, mode });
+            let kind = UndecodedKind::Other;
+            return Err(SimError::Undecoded { register: uses.into(), value: mask, kind, mode });
         }
         let part = |bit: u32, bytes: usize| if mask >> bit & 1 == 1 { bytes } else { 0 };
         let (alu, cpend, mul) = (part(0, 32), part(1, 16), part(2, 16));

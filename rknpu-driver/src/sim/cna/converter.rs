@@ -5,7 +5,7 @@
 
 use super::format::Format;
 use crate::regcmd::registers::cna as reg;
-use crate::sim::error::{RegisterId, SimError};
+use crate::sim::error::{RegisterId, SimError, UndecodedKind};
 use crate::sim::options::Rounding;
 use crate::sim::registers::Blocks;
 
@@ -35,6 +35,7 @@ impl InputConverter {
             return Err(SimError::Undecoded {
                 register,
                 value,
+                kind: UndecodedKind::Other,
                 mode: "input conversion of other than packed int8",
             });
         }

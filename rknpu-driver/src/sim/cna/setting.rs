@@ -5,7 +5,7 @@ use super::format::Format;
 use crate::regcmd::Field;
 use crate::regcmd::registers::cna as reg;
 use crate::regcmd::registers::core as core_reg;
-use crate::sim::error::{RegisterId, SimError};
+use crate::sim::error::{RegisterId, SimError, UndecodedKind};
 use crate::sim::options::{Options, Rounding};
 use crate::sim::registers::Blocks;
 
@@ -301,7 +301,11 @@ fn refuse_undecoded(blocks: &Blocks) -> Result<(), SimError> {
     for (field, mode) in modes {
         let value = blocks.field(field)?;
         if value != 0 {
-            return Err(SimError::Undecoded { register: RegisterId::from(field), value, mode });
+            let kind = match field == reg::dcomp_ctrl::DECOMP_CONTROL {
+                true => UndecodedKind::Compressed,
+                false => UndecodedKind::Other,
+            };
+            return Err(SimError::Undecoded { register: RegisterId::from(field), value, kind, mode });
         }
     }
     Ok(())

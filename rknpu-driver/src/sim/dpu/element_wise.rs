@@ -6,7 +6,7 @@ use crate::regcmd::registers::{dpu, dpu_rdma};
 use crate::sim::lut::Lut;
 use crate::sim::rdma::{Feature, FeatureReads, Sample, channel_elements};
 use crate::sim::registers::Blocks;
-use crate::sim::{RegisterId, SimError};
+use crate::sim::{RegisterId, SimError, UndecodedKind};
 
 /// Where an operand comes from.
 #[derive(Debug)]
@@ -187,6 +187,7 @@ fn scalar(blocks: &Blocks) -> Result<u32, SimError> {
         return Err(SimError::Undecoded {
             register: RegisterId::from(others[index]),
             value: values[index],
+            kind: UndecodedKind::Other,
             mode: "EW_OP_VALUE registers that differ",
         });
     }

@@ -48,7 +48,9 @@ impl Layout {
         use dpu::{bs_ow_cfg, data_cube_height, feature_mode_cfg as mode, wdma_size_0};
         let config = Setting::read(blocks, dpu::FEATURE_MODE_CFG)?;
         let order = Setting::read(blocks, dpu::BS_OW_CFG)?;
-        order.require_zero(bs_ow_cfg::RGP_CNTER, "RGP_CNTER other than 0")?;
+        if order.flag(bs_ow_cfg::RGP_CNTER) {
+            return Err(order.undecoded_layout("RGP_CNTER other than 0"));
+        }
         let height = Setting::read(blocks, dpu::DATA_CUBE_HEIGHT)?;
         let wide = Setting::read(blocks, dpu::WDMA_SIZE_0)?.flag(wdma_size_0::TP_PRECISION);
         let transpose = (config.flag(mode::TP_EN), order.flag(bs_ow_cfg::TP_ORG_EN));
@@ -61,10 +63,10 @@ impl Layout {
             ((false, false), true, 2, 0) => Ok(Self::FirstLane(1)),
             ((false, false), true, 3, 0) => Ok(Self::FirstLane(2)),
             ((false, false), true, 0, 7) => Ok(Self::Maximum),
-            (_, _, _, 1..) => Err(height.undecoded("MINMAX_CTL other than 7 with NONALIGN")),
-            ((_, true), ..) => Err(order.undecoded("TP_ORG_EN with another re-layout")),
-            ((true, _), ..) => Err(config.undecoded("TP_EN of bytes, or with another re-layout")),
-            _ => Err(config.undecoded("NONALIGN or RGP_TYPE in this combination")),
+            (_, _, _, 1..) => Err(height.undecoded_layout("MINMAX_CTL other than 7 with NONALIGN")),
+            ((_, true), ..) => Err(order.undecoded_layout("TP_ORG_EN with another re-layout")),
+            ((true, _), ..) => Err(config.undecoded_layout("TP_EN of bytes, or with another re-layout")),
+            _ => Err(config.undecoded_layout("NONALIGN or RGP_TYPE in this combination")),
         }
     }
 }
@@ -96,7 +98,7 @@ impl Relayout<'_> {
         let size = self.output.lines();
         if (self.output.group(), size.0, size.1) != (width, height, surfaces) {
             let config = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
-            return Err(config.undecoded("TP_EN with sizes that do not agree"));
+            return Err(config.undecoded_layout("TP_EN with sizes that do not agree"));
         }
         let step = (CHUNK / width).max(1);
         let (mut atoms, mut column) = (vec![0; step * width * ATOM], vec![0; step * ATOM]);
@@ -147,7 +149,7 @@ impl Relayout<'_> {
     fn bytes(&self, atoms: usize, work: &mut TaskWork) -> Result<(), SimError> {
         if self.output.lines() != (1, 2) {
             let config = Setting::read(self.blocks, dpu::WDMA_SIZE_1)?;
-            return Err(config.undecoded("TP_ORG_EN of bytes with other than one pixel of two lines"));
+            return Err(config.undecoded_layout("TP_ORG_EN of bytes with other than one pixel of two lines"));
         }
         let blocks = self.blocks_of(atoms, 16)?;
         for index in 0..blocks {
@@ -174,7 +176,7 @@ impl Relayout<'_> {
     ) -> Result<(), SimError> {
         if surfaces != 1 {
             let config = Setting::read(self.blocks, dpu::FEATURE_MODE_CFG)?;
-            return Err(config.undecoded("RGP_TYPE of several surfaces"));
+            return Err(config.undecoded_layout("RGP_TYPE of several surfaces"));
         }
         let mut packed = Packed::new(self.blocks, self.output, pixels * bytes)?;
         let mut atoms = vec![0; CHUNK * ATOM];
@@ -206,7 +208,7 @@ impl Relayout<'_> {
         let sizes = Setting::read(self.blocks, dpu::WDMA_SIZE_0)?;
         let blocks = sizes.size(dpu::wdma_size_0::SIZE_C_WDMA);
         if blocks * block != atoms || self.output.group() != 8 {
-            return Err(sizes.undecoded("TP_ORG_EN with sizes that do not agree"));
+            return Err(sizes.undecoded_layout("TP_ORG_EN with sizes that do not agree"));
         }
         Ok(blocks)
     }
@@ -225,7 +227,7 @@ impl<'a> Packed<'a> {
         let config = Setting::read(blocks, dpu::FEATURE_MODE_CFG)?;
         let length = config.bits(dpu::feature_mode_cfg::SURF_LEN) as usize * ATOM;
         if length != bytes.next_multiple_of(ATOM) {
-            return Err(config.undecoded("NONALIGN with a SURF_LEN that is not the output's"));
+            return Err(config.undecoded_layout("NONALIGN with a SURF_LEN that is not the output's"));
         }
         Ok(Self { output, written: 0, length })
     }

@@ -2,7 +2,7 @@
 
 use crate::regcmd::{Field, Register};
 use crate::sim::registers::Blocks;
-use crate::sim::{RegisterId, SimError};
+use crate::sim::{RegisterId, SimError, UndecodedKind};
 
 /// A register and the value that the executing bank holds.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,16 @@ impl Setting {
 
     /// An error for a mode that no source has decoded.
     pub(crate) fn undecoded(self, mode: &'static str) -> SimError {
-        SimError::Undecoded { register: RegisterId::from(self.register), value: self.value, mode }
+        self.undecoded_of(UndecodedKind::Other, mode)
+    }
+
+    /// An error for an order of the output that no source has decoded.
+    pub(crate) fn undecoded_layout(self, mode: &'static str) -> SimError {
+        self.undecoded_of(UndecodedKind::Layout, mode)
+    }
+
+    fn undecoded_of(self, kind: UndecodedKind, mode: &'static str) -> SimError {
+        SimError::Undecoded { register: RegisterId::from(self.register), value: self.value, kind, mode }
     }
 
     /// Refuses the mode if the field is not zero.

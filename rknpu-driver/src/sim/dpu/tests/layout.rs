@@ -1,9 +1,9 @@
 //! Where the output goes: groups, lines, pad lanes, transpositions.
 
 use crate::regcmd::registers::{dpu, dpu_rdma};
-use crate::sim::SimError;
 use crate::sim::dpu::bench::{Bench, OUTPUT, SOURCE};
 use crate::sim::float::to_f16;
+use crate::sim::{SimError, UndecodedKind};
 
 /// 16-bit lanes in and out, untouched.
 fn moving(width: u32, height: u32, channels: u32) -> Bench {
@@ -77,7 +77,7 @@ fn eight_by_eight_lanes_are_transposed() {
         assert_eq!(bench.u16s(OUTPUT + at, 8), expected, "block {block}, octet {octet}, lane {lane}");
     }
     bench.field(dpu::wdma_size_0::SIZE_C_WDMA, 2);
-    assert!(matches!(bench.run(None), Err(SimError::Undecoded { .. })));
+    assert!(matches!(bench.run(None), Err(SimError::Undecoded { kind: UndecodedKind::Layout, .. })));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn pixels_of_a_line_become_surfaces() {
         assert_eq!(bench.u16s(OUTPUT + at, 1), [first as u16], "surface {s}, pixel ({h}, {w})");
     }
     bench.field(dpu::wdma_size_0::TP_PRECISION, 0);
-    assert!(matches!(bench.run(None), Err(SimError::Undecoded { .. })));
+    assert!(matches!(bench.run(None), Err(SimError::Undecoded { kind: UndecodedKind::Layout, .. })));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn first_lanes_are_packed() {
     let expected: Vec<u8> = (0..15).map(|pixel| pixel * 8).chain([0]).collect();
     assert_eq!(bench.bytes(OUTPUT, 16), expected);
     bench.field(dpu::feature_mode_cfg::SURF_LEN, 2);
-    assert!(matches!(bench.run(None), Err(SimError::Undecoded { .. })));
+    assert!(matches!(bench.run(None), Err(SimError::Undecoded { kind: UndecodedKind::Layout, .. })));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn the_largest_channel_of_every_pixel_is_packed() {
     bench.run(None).unwrap();
     assert_eq!(bench.u16s(OUTPUT, 4), [to_f16(1.5), to_f16(7.0), to_f16(-8.0), 0]);
     bench.field(dpu::data_cube_height::MINMAX_CTL, 1);
-    assert!(matches!(bench.run(None), Err(SimError::Undecoded { .. })));
+    assert!(matches!(bench.run(None), Err(SimError::Undecoded { kind: UndecodedKind::Layout, .. })));
 }
 
 #[test]
@@ -161,6 +161,13 @@ fn combinations_that_no_stream_has_are_undecoded() {
         let mut bench = moving(2, 1, 8);
         bench.field(field, value);
         let error = bench.run(None).unwrap_err();
-        assert!(matches!(error, SimError::Undecoded { .. }), "{}: {error}", field.name);
+        let SimError::Undecoded { kind, .. } = error else { panic!("{}: {error}", field.name) };
+        let surface = field == dpu::data_format::MC_SURF_OUT;
+        assert_eq!(
+            kind,
+            if surface { UndecodedKind::Other } else { UndecodedKind::Layout },
+            "{}",
+            field.name
+        );
     }
 }
