@@ -146,9 +146,8 @@ impl Blocks {
         let (target, offset, value) = (word.target(), word.register(), word.value());
         let unknown = SimError::UnknownRegister { target, offset };
         let Some(block) = Block::from_target(target) else { return Err(unknown) };
-        if crate::regcmd::registers::lookup(block, offset).is_none() {
-            return Err(unknown);
-        }
+        let Some(register) = crate::regcmd::registers::lookup(block, offset) else { return Err(unknown) };
+        refuse_bits_of_no_field(*register, value)?;
         let Some(pair) = self.pair_mut(block) else { return Err(unknown) };
         match offset & 0xfff {
             S_POINTER => {
@@ -260,6 +259,19 @@ impl Blocks {
             Block::Padding | Block::Sync | Block::Enable | Block::Pc => None,
         }
     }
+}
+
+/// A value too large for its field would be taken as its low bits. No vendor stream sets a bit that belongs to no field.
+fn refuse_bits_of_no_field(register: Register, value: u32) -> Result<(), SimError> {
+    let known = register.fields.iter().fold(0, |mask, field| mask | field.mask());
+    if register.fields.is_empty() || value & !known == 0 {
+        return Ok(());
+    }
+    Err(SimError::illegal(
+        register,
+        value,
+        format!("sets bits that belong to no field ({:#x})", value & !known),
+    ))
 }
 
 /// The DPU's two look-up tables: LE (0) and LO (1), 513 signed 16-bit entries each.

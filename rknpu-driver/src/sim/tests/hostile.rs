@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use super::stream::{
     CONVOLUTION, Conv, FEATURE, FP16, INT8, Numbers, OUTPUT, REGCMD, WEIGHTS, chain, memory, run,
 };
-use crate::sim::{Backing, Machine, Memory, MemoryFault, Options, RegisterId, SimError, Unwritten};
+use crate::sim::{
+    Backing, Machine, Memory, MemoryFault, Options, RegisterId, SimError, UndecodedKind, Unwritten,
+};
 
 fn stop(conv: Conv, changes: &[(u16, u32)]) -> SimError {
     let mut numbers = Numbers(3);
@@ -47,6 +49,10 @@ fn each_contradiction_names_its_register() {
         (0x3010, 0x200, 0x3010),
         (0x3014, 3, 0x3014),
         (0x3018, 63, 0x3018),
+        // One more than a field holds: its low bits alone would be a size of one.
+        (0x3018, 0x2000, 0x3018),
+        (0x4030, 0x2000, 0x4030),
+        (0x1088, 1 << 31 | 64, 0x1088),
     ];
     for (register, value, named) in cases {
         let error = stop(conv, &[(register, value)]);
@@ -55,7 +61,14 @@ fn each_contradiction_names_its_register() {
         };
         assert_eq!(*found, RegisterId(named), "{register:#x} = {value:#x}: {error:?}");
     }
-    assert!(matches!(stop(conv, &[(0x1100, 1)]).root(), SimError::Undecoded { .. }));
+    assert!(matches!(
+        stop(conv, &[(0x1100, 1)]).root(),
+        SimError::Undecoded { kind: UndecodedKind::Compressed, .. }
+    ));
+    assert!(matches!(
+        stop(conv, &[(0x102c, 1 << 22 | 8)]).root(),
+        SimError::Undecoded { kind: UndecodedKind::Other, .. }
+    ));
     assert!(matches!(stop(conv, &[(0x1fff, 1)]).root(), SimError::UnknownRegister { offset: 0x1fff, .. }));
 }
 
