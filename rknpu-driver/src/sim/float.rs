@@ -6,8 +6,6 @@
 
 use half::{bf16, f16};
 
-use super::Rounding;
-
 /// A three-bit precision code of DATA_FORMAT, RDMA_FEATURE_MODE_CFG and CONV_CON1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Precision {
@@ -95,25 +93,6 @@ pub(crate) fn saturate(value: i64, bits: u32) -> i64 {
     value.clamp(-limit, limit - 1)
 }
 
-/// `value / 2^shift`, rounded; exact for every value of up to 63 bits.
-pub(crate) fn shift_right(value: i64, shift: u32, rounding: Rounding) -> i64 {
-    if shift == 0 {
-        return value;
-    }
-    if shift > 62 {
-        return rounding.shift(i128::from(value), shift) as i64;
-    }
-    let floor = value >> shift;
-    let rest = value & ((1 << shift) - 1);
-    let half = 1i64 << (shift - 1);
-    let carry = match rounding {
-        Rounding::TiesToEven => rest > half || (rest == half && floor & 1 == 1),
-        Rounding::HalfUp => rest >= half,
-        Rounding::Truncate => false,
-    };
-    floor + i64::from(carry)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,19 +118,6 @@ mod tests {
         assert_eq!(to_bf16(f32::from_bits(0x3f80_8000)), 0x3f80);
         assert_eq!(to_bf16(f32::from_bits(0x3f81_8000)), 0x3f82);
         assert_eq!(from_bf16(0xbf80), -1.0);
-    }
-
-    #[test]
-    fn shifts_agree_with_the_wide_reference() {
-        let values = [0, 1, -1, 2, -2, 3, 5, -5, 6, -6, 24, -24, 1 << 40, -(1 << 61), (1 << 62) - 1, 1 << 62];
-        for rounding in [Rounding::TiesToEven, Rounding::HalfUp, Rounding::Truncate] {
-            for (value, shift) in
-                values.into_iter().flat_map(|value| (0..80).map(move |shift| (value, shift)))
-            {
-                let expected = rounding.shift(i128::from(value), shift) as i64;
-                assert_eq!(shift_right(value, shift, rounding), expected, "{value} >> {shift}, {rounding:?}");
-            }
-        }
     }
 
     #[test]

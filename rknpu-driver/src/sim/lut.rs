@@ -12,7 +12,6 @@
 //! indices at flat ends) are not modelled.
 
 use super::dpu::setting::Setting;
-use super::float::shift_right;
 use super::registers::Blocks;
 use super::{Rounding, SimError};
 use crate::regcmd::Register;
@@ -31,7 +30,7 @@ struct Slope {
 impl Slope {
     /// The line through `end`. A distance of 48 bits times 16 bits of scale, and an entry shifted by 31, fit into 63.
     fn integer(self, end: i64, distance: i64, rounding: Rounding) -> i64 {
-        shift_right((end << self.shift) + distance * self.scale, self.shift, rounding)
+        rounding.shift((end << self.shift) + distance * self.scale, self.shift)
     }
 
     fn float(self, distance: f64) -> f64 {
@@ -80,7 +79,7 @@ impl Table {
                 let entry = ((offset >> self.select) as usize).min(self.entries.len() - 2);
                 let part = offset - ((entry as i64) << self.select);
                 let (left, right) = (self.entries[entry], self.entries[entry + 1]);
-                shift_right((left << self.select) + (right - left) * part, self.select, rounding)
+                rounding.shift((left << self.select) + (right - left) * part, self.select)
             }
         }
     }

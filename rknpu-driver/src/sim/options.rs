@@ -1,5 +1,7 @@
 //! The points of the hardware's behaviour on which sources contest each other, each with its default.
 
+use std::ops::{Add, BitAnd, Shl, Shr, Sub};
+
 /// Rounding of an arithmetic shift to the right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rounding {
@@ -12,21 +14,38 @@ pub enum Rounding {
 }
 
 impl Rounding {
-    /// `value / 2^shift`, rounded. A shift of 127 or more leaves the rounding of a value far below one half.
-    pub fn shift(self, value: i128, shift: u32) -> i128 {
-        let shift = shift.min(126);
+    /// `value / 2^shift`, rounded; exact for every value (of `i64` or `i128`) and every shift.
+    #[inline]
+    pub fn shift<T>(self, value: T, shift: u32) -> T
+    where
+        T: Copy
+            + PartialOrd
+            + From<bool>
+            + Add<Output = T>
+            + Sub<Output = T>
+            + Shl<u32, Output = T>
+            + Shr<u32, Output = T>
+            + BitAnd<Output = T>,
+    {
+        let (zero, one) = (T::from(false), T::from(true));
+        let bits = 8 * size_of::<T>() as u32;
         if shift == 0 {
             return value;
         }
+        if shift >= bits {
+            // At most one half of the divisor, and then negative: between −1 and its even neighbour above.
+            return if self == Rounding::Truncate { value >> (bits - 1) } else { zero };
+        }
         let floor = value >> shift;
         let rest = value - (floor << shift);
-        let half = 1i128 << (shift - 1);
+        // The rest is below 2^shift, so that in the widest shift it reaches the half without overflow.
+        let half = one << (shift - 1);
         let carry = match self {
-            Rounding::TiesToEven => rest > half || (rest == half && floor & 1 == 1),
+            Rounding::TiesToEven => rest > half || (rest == half && floor & one == one),
             Rounding::HalfUp => rest >= half,
             Rounding::Truncate => false,
         };
-        floor + i128::from(carry)
+        floor + T::from(carry)
     }
 }
 
@@ -115,5 +134,23 @@ mod tests {
         assert_eq!(Rounding::HalfUp.shift(-2, 2), 0);
         assert_eq!(Rounding::Truncate.shift(-1, 2), -1);
         assert_eq!(Rounding::TiesToEven.shift(i128::from(i64::MAX), 4000), 0);
+    }
+
+    #[test]
+    fn both_widths_agree_at_every_shift() {
+        let values =
+            [0, 1, -1, 2, -2, 3, 5, -5, 6, -6, 24, -24, 1 << 40, -(1 << 61), 1 << 62, i64::MIN, i64::MAX];
+        for rounding in [Rounding::TiesToEven, Rounding::HalfUp, Rounding::Truncate] {
+            for (value, shift) in
+                values.into_iter().flat_map(|value| (0..130).map(move |shift| (value, shift)))
+            {
+                let wide = rounding.shift(i128::from(value), shift);
+                assert_eq!(
+                    i128::from(rounding.shift(value, shift)),
+                    wide,
+                    "{value} >> {shift}, {rounding:?}"
+                );
+            }
+        }
     }
 }

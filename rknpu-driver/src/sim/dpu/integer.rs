@@ -6,7 +6,7 @@
 use super::config::{Alu, Channels, Multiplier, Relu, Stage};
 use super::element_wise::{Combine, ElementWise, Operand, OperandConverter, Operation};
 use super::output_converter::OutputConverter;
-use crate::sim::float::{saturate, shift_right};
+use crate::sim::float::saturate;
 use crate::sim::rdma::Feature;
 use crate::sim::{Cube, Options, Rounding, SimError};
 
@@ -201,7 +201,7 @@ fn mul_stage(mul: &Option<Multiplier>, values: &mut [i64], channels: usize, shif
             let product = *value * i64::from(*operand as i16);
             let amount = if product < 0 { mul.shift_negative } else { mul.shift };
             let amount = if mul.prelu { mul.shift_negative } else { amount };
-            *value = if shift { clip(shift_right(product, amount, rounding)) } else { product };
+            *value = if shift { clip(rounding.shift(product, amount)) } else { product };
         }
     }
 }
@@ -211,7 +211,7 @@ fn shift_stage(mul: &Multiplier, values: &mut [i64], rounding: Rounding) {
     for value in values {
         let amount = if *value < 0 { mul.shift_negative } else { mul.shift };
         if !(mul.prelu && *value >= 0) {
-            *value = shift_right(*value, amount, rounding);
+            *value = rounding.shift(*value, amount);
         }
         *value = clip(*value);
     }
@@ -247,9 +247,9 @@ fn convert(converter: OperandConverter, operands: &mut [i64]) {
     for operand in operands {
         // 33 bits times 16 bits fit into 49.
         *operand = if offset_first {
-            shift_right((*operand + offset) * scale, shift, rounding)
+            rounding.shift((*operand + offset) * scale, shift)
         } else {
-            shift_right(*operand * scale, shift, rounding) + offset
+            rounding.shift(*operand * scale, shift) + offset
         };
     }
 }

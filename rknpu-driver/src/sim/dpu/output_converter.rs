@@ -10,7 +10,7 @@
 use super::config::{Processing, Shape};
 use super::setting::Setting;
 use crate::regcmd::registers::dpu;
-use crate::sim::float::{Precision, saturate, shift_right, to_bf16, to_f16, to_int};
+use crate::sim::float::{Precision, saturate, to_bf16, to_f16, to_int};
 use crate::sim::options::{IntToFloat, OutRounding};
 use crate::sim::registers::Blocks;
 use crate::sim::{Options, Rounding, SimError};
@@ -85,7 +85,7 @@ impl OutputConverter {
                 rounding.shift(i128::from(value + self.offset) * i128::from(self.scale), self.shift),
             )
         } else {
-            shift_right(value * self.scale, self.shift, rounding) + self.offset
+            rounding.shift(value * self.scale, self.shift) + self.offset
         }
     }
 
