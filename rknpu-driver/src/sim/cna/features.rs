@@ -23,18 +23,21 @@ pub(super) struct Held {
     loaded: Loaded,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     format: Format,
     width: usize,
     height: usize,
     channels: usize,
+    /// Strides say how to fetch and do not matter any more; packed pixels lie otherwise than surfaces.
+    packed: Option<usize>,
+    data_banks: u32,
 }
 
 impl Shape {
     fn of(setting: &Setting) -> Self {
-        let Setting { format, width, height, channels, .. } = *setting;
-        Self { format, width, height, channels }
+        let Setting { format, width, height, channels, data_banks, .. } = *setting;
+        Self { format, width, height, channels, packed: setting.layout.packed, data_banks }
     }
 }
 
@@ -54,8 +57,9 @@ pub(super) fn load(
     if setting.data_reuse {
         return match held {
             Some(held) if held.shape == Shape::of(setting) => Ok(repad(held.loaded, setting)),
-            _ => {
-                let reason = "no feature of this shape is in CBUF";
+            held => {
+                let held = held.map(|held| held.shape);
+                let reason = format!("of {:?}, but CBUF holds {held:?}", Shape::of(setting));
                 Err(SimError::illegal(reg::cbuf_con0::DATA_REUSE, 1, reason))
             }
         };

@@ -1,5 +1,6 @@
 //! The weights: a run of bytes in the order in which the multipliers take them.
 
+use super::format::Format;
 use super::setting::Setting;
 use crate::regcmd::registers::cna as reg;
 use crate::sim::error::SimError;
@@ -11,8 +12,18 @@ const BANK: usize = 32 << 10;
 /// Weights that stay in CBUF: those that fit their banks. Longer ones are streamed and gone.
 pub(in crate::sim) struct HeldWeights {
     bytes: Vec<u8>,
+    shape: Shape,
+}
+
+/// What must be the same for a task to use the weights again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    format: Format,
+    kernels: usize,
+    channels: usize,
+    bytes: usize,
+    /// The banks in front of the weights.
     data_banks: u32,
-    shape: (usize, usize, usize),
 }
 
 /// The weights of the task in hand, handed out from first to last.
@@ -43,12 +54,11 @@ impl<'a> Weights<'a> {
                 let fits = setting.weight_bytes() <= setting.weight_banks as usize * BANK;
                 Source::Memory { window, copy: fits.then(|| Vec::with_capacity(setting.weight_bytes())) }
             }
-            (true, Some(held)) if held.shape == shape(setting) && held.data_banks == setting.data_banks => {
-                Source::Buffer(held)
-            }
-            (true, _) => {
+            (true, Some(held)) if held.shape == Shape::of(setting) => Source::Buffer(held),
+            (true, held) => {
                 let value = blocks.get(reg::CBUF_CON0)?;
-                let reason = "WEIGHT_REUSE, but no weights of this shape are in CBUF";
+                let held = held.map(|held| held.shape);
+                let reason = format!("WEIGHT_REUSE of {:?}, but CBUF holds {held:?}", Shape::of(setting));
                 return Err(SimError::illegal(reg::CBUF_CON0, value, reason));
             }
         };
@@ -79,16 +89,17 @@ impl<'a> Weights<'a> {
     /// What is in CBUF when the task is over.
     pub(super) fn held(self) -> Option<HeldWeights> {
         match self.source {
-            Source::Memory { copy, .. } => copy.map(|bytes| HeldWeights {
-                bytes,
-                data_banks: self.setting.data_banks,
-                shape: shape(self.setting),
-            }),
+            Source::Memory { copy, .. } => {
+                copy.map(|bytes| HeldWeights { bytes, shape: Shape::of(self.setting) })
+            }
             Source::Buffer(held) => Some(held),
         }
     }
 }
 
-fn shape(setting: &Setting) -> (usize, usize, usize) {
-    (setting.weight_bytes(), setting.kernels, setting.channels)
+impl Shape {
+    fn of(setting: &Setting) -> Self {
+        let Setting { format, kernels, channels, data_banks, .. } = *setting;
+        Self { format, kernels, channels, bytes: setting.weight_bytes(), data_banks }
+    }
 }

@@ -1,7 +1,7 @@
 //! What stays between tasks: register banks, CBUF.
 
 use super::stream::{
-    CONVOLUTION, Conv, FEATURE, INT8, Numbers, OUTPUT, WEIGHTS, Words, chain, memory, output, run,
+    BF16, CONVOLUTION, Conv, FEATURE, FP16, INT8, Numbers, OUTPUT, WEIGHTS, Words, chain, memory, output, run,
 };
 use crate::sim::{Machine, Options, RegisterId, SimError};
 
@@ -75,6 +75,30 @@ fn reuse_reads_what_is_in_the_buffer_and_not_memory() {
         machine.run_chain(0, &memory, &chain(&memory, &[(reuse(0x2000), CONVOLUTION)])).unwrap_err();
     let SimError::Illegal { register, .. } = stopped.error.root() else { panic!("{:?}", stopped.error) };
     assert_eq!(*register, RegisterId(0x1040));
+}
+
+#[test]
+fn what_was_loaded_otherwise_is_not_used_again() {
+    let conv = Conv::pointwise(FP16, 4, 64, 32);
+    let other = Conv::pointwise(BF16, 4, 64, 32);
+    let memory = memory(&conv.pack_feature(&[1; 256]), &conv.pack_weights(&[1; 2048]), 4096);
+    let machine = Machine::new(Options::default());
+    let again = |next: &Conv, cbuf: u32| {
+        machine.reset(0);
+        machine.run_chain(0, &memory, &chain(&memory, &[(conv.words(), CONVOLUTION)])).unwrap();
+        let words = with(&next.words(), &[(0x0201, 0x1040, cbuf)]);
+        machine.run_chain(0, &memory, &chain(&memory, &[(words, CONVOLUTION)]))
+    };
+    again(&conv, 0x30b1).unwrap();
+    // WEIGHT_REUSE and DATA_REUSE: in another format, behind more banks of data, in more banks.
+    for (next, cbuf) in [(&other, 0x20b1), (&conv, 0x20a2), (&other, 0x10b1), (&conv, 0x10a2)] {
+        let stopped = again(next, cbuf).unwrap_err();
+        let SimError::Illegal { register, reason, .. } = stopped.error.root() else {
+            panic!("{:?}", stopped.error)
+        };
+        assert_eq!(*register, RegisterId(0x1040), "{reason}");
+        assert!(reason.contains("Fp16") && reason.contains("data_banks: 1"), "{reason}");
+    }
 }
 
 #[test]
