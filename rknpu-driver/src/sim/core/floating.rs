@@ -198,32 +198,22 @@ mod tests {
         assert_eq!(value[0].to_bits(), 0x3fff_e000);
     }
 
+    /// A sum that begins with `sum`, after one tile of one kernel.
+    fn one_tile<A: Arithmetic<Feature = f32>>(row: &[u8], features: &[f32], sum: A::Sum) -> A::Sum {
+        let (mut scratch, mut sums) = (Vec::new(), [sum]);
+        A::tile(A::prepare(row, 1, A::COLUMNS, &mut scratch), features, &mut sums);
+        sums[0]
+    }
+
     #[test]
     fn orders_of_addition_differ_where_they_must() {
         // 1 + 2⁻²⁴ is 1 in f32; thirty-one such terms summed first are not lost.
         let row: Vec<u8> = (0..32).flat_map(|_| half::f16::ONE.to_le_bytes()).collect();
         let mut features = [2f32.powi(-24); 32];
         features[31] = 0.0;
-        let sums = |tile: &dyn Fn() -> f64| tile();
-        let double = sums(&|| {
-            let (mut scratch, mut sums) = (Vec::new(), [1.0f64]);
-            Double::<Fp16>::tile(Double::<Fp16>::prepare(&row, 1, 32, &mut scratch), &features, &mut sums);
-            sums[0]
-        });
-        let sequential = sums(&|| {
-            let (mut scratch, mut sums) = (Vec::new(), [1.0f32]);
-            Sequential::<Fp16>::tile(
-                Sequential::<Fp16>::prepare(&row, 1, 32, &mut scratch),
-                &features,
-                &mut sums,
-            );
-            f64::from(sums[0])
-        });
-        let by_entry = sums(&|| {
-            let (mut scratch, mut sums) = (Vec::new(), [1.0f32]);
-            ByEntry::<Fp16>::tile(ByEntry::<Fp16>::prepare(&row, 1, 32, &mut scratch), &features, &mut sums);
-            f64::from(sums[0])
-        });
+        let double = one_tile::<Double<Fp16>>(&row, &features, 1.0);
+        let sequential = f64::from(one_tile::<Sequential<Fp16>>(&row, &features, 1.0));
+        let by_entry = f64::from(one_tile::<ByEntry<Fp16>>(&row, &features, 1.0));
         assert_eq!(double, 1.0 + 31.0 * 2f64.powi(-24));
         assert_eq!(sequential, 1.0);
         assert!(by_entry > 1.0 && by_entry != double);
