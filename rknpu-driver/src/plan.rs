@@ -19,7 +19,7 @@
 //! * Many rows: as many as fit beside two kernel groups of weights, features outside, so that weights are
 //!   fetched once per row tile. Chunks of weights that stay while row tiles pass (WEIGHT_REUSE, used by the
 //!   vendor) win only where tasks cost little. Features that stay (DATA_REUSE) are off unless asked for: one
-//!   source.
+//!   source. Both are left out of a task that begins a kick: that the buffer outlives one is not known.
 //! * Many rows and a long K, with weights as stored: the poorest case, as a part of K is contiguous within a
 //!   kernel group only. Where the host writes the weights anyway, [`WeightOrder::Sliced`] takes up to five
 //!   sixths off.
@@ -54,13 +54,14 @@ pub use choose::{Axis, Choice, Order, Tiling};
 pub use cost::Cost;
 pub use options::{Limits, OutputStage, PlanError, PlanOptions, WeightOrder};
 pub use partition::Stack;
-pub use requantise::{MULTIPLIER_SHIFT, Requantise, shift_ties_even};
+pub use requantise::{MOST_SCALE, MOST_SHIFT, MULTIPLIER_SHIFT, Requantise, shift_ties_even};
 
 use self::encode::TaskForm;
 use self::tasks::{Block, PlannedTask};
-use crate::regcmd::{self, AddressSlot, EncodedTask, Program, ProgramOptions};
+use crate::regcmd::{self, AddressSlot, Chaining, EncodedTask, Program, ProgramOptions};
 use crate::shape::{MatmulShape, Precision, TILE_COLUMNS};
 use crate::timing::TaskWork;
+use crate::uapi::vendor::RKNPU_MAX_SUBMIT_NUMBER;
 
 /// Most tasks of a core: their commands take 220 MB.
 const MOST_TASKS: u64 = 1 << 18;
@@ -76,7 +77,7 @@ pub struct MatmulPlan {
     blocks: Vec<Block>,
     /// `[core]`.
     chains: Vec<Vec<PlannedTask>>,
-    /// The words of each form of task.
+    /// The words of each form of task, with and without reuse.
     templates: HashMap<TaskForm, EncodedTask>,
     input_bytes: usize,
     output_bytes: usize,
@@ -103,9 +104,9 @@ impl MatmulPlan {
         }
         let chains = tasks::chains(&shape, &choice, options, &blocks, &shares);
         let mut templates = HashMap::new();
-        for task in chains.iter().flatten() {
-            if let Entry::Vacant(entry) = templates.entry(task.form) {
-                entry.insert(encode::encode(&task.form, &options.output)?);
+        for form in chains.iter().flatten().flat_map(|task| [task.form, task.form.fetching()]) {
+            if let Entry::Vacant(entry) = templates.entry(form) {
+                entry.insert(encode::encode(&form, &options.output)?);
             }
         }
         let options = options.clone();
@@ -192,7 +193,9 @@ impl MatmulPlan {
             && a.iter().zip(b).all(same)
     }
 
-    /// What each core's tasks ask of the hardware, `[core][task]`: for predictions without running.
+    /// What each core's tasks ask of the hardware, `[core][task]`: for predictions without running. Tasks that
+    /// are kicked one by one reuse nothing and read more than is said here, unless the limits are
+    /// [`Limits::on`] the interface.
     pub fn work(&self) -> Vec<Vec<TaskWork>> {
         let chains = self.chains.iter();
         chains.map(|chain| chain.iter().map(|task| task.form.size.work(task.form.reuse)).collect()).collect()
@@ -208,18 +211,24 @@ impl MatmulPlan {
         &self,
         options: ProgramOptions,
     ) -> Result<(Program, Vec<Range<usize>>), regcmd::BindError> {
+        let per_kick = tasks_per_kick(options.chaining);
         let mut program = Program::new(options);
-        let ranges = self.encoded().iter().map(|chain| program.chain(chain)).collect::<Result<_, _>>()?;
+        let chains = self.chains.iter().map(|chain| self.encoded(chain, 0, per_kick));
+        let ranges = chains.map(|chain| program.chain(&chain)).collect::<Result<_, _>>()?;
         Ok((program, ranges))
     }
 
-    /// The encoded tasks of each core; addresses are bases plus offsets.
-    pub(crate) fn encoded(&self) -> Vec<Vec<EncodedTask>> {
-        self.chains.iter().map(|chain| chain.iter().map(|task| self.encoded_task(task)).collect()).collect()
+    /// The encoded tasks of one core's chain, of which the first is task `first` of what the core runs;
+    /// addresses are bases plus offsets. The first of every `per_kick` tasks fetches all it needs, whatever
+    /// the plan says of reuse.
+    fn encoded(&self, chain: &[PlannedTask], first: usize, per_kick: usize) -> Vec<EncodedTask> {
+        let tasks = chain.iter().zip(first..);
+        tasks.map(|(task, index)| self.encoded_task(task, index.is_multiple_of(per_kick))).collect()
     }
 
-    fn encoded_task(&self, task: &PlannedTask) -> EncodedTask {
-        let mut encoded = self.templates[&task.form].clone();
+    fn encoded_task(&self, task: &PlannedTask, fetching: bool) -> EncodedTask {
+        let form = if fetching { task.form.fetching() } else { task.form };
+        let mut encoded = self.templates[&form].clone();
         let output_at = task.output_at(&self.shape, &self.blocks);
         let operands_at =
             task.groups.start * self.shape.precision.tile_rows() * task.form.size.stage.operand_bytes();
@@ -238,6 +247,16 @@ impl MatmulPlan {
             } as u32;
         }
         encoded
+    }
+}
+
+/// Tasks that the driver starts at once, between which the buffer keeps what it holds: all that the program
+/// controller counts (12 bits, to which the vendor's driver cuts chains), or with `rocket` each alone.
+/// Reuse is in the vendor's streams within a kick only; whether the buffer outlives one is in no source.
+fn tasks_per_kick(chaining: Chaining) -> usize {
+    match chaining {
+        Chaining::Linked => RKNPU_MAX_SUBMIT_NUMBER as usize,
+        Chaining::Separate => 1,
     }
 }
 
@@ -262,5 +281,8 @@ fn check(shape: &MatmulShape, options: &PlanOptions) -> Result<(), PlanError> {
     if options.is_requantised() && (precision != Precision::Int8 || shape.inner > limit) {
         return Err(PlanError::Requantise { shape: *shape, limit });
     }
-    Ok(())
+    match &options.output {
+        OutputStage::Accumulators => Ok(()),
+        OutputStage::Requantised(requantise) => requantise.check(),
+    }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::MatmulPlan;
 use super::encode::BASES;
+use super::{MatmulPlan, tasks_per_kick};
 use crate::buffer::{Buffer, BufferKind};
 use crate::device::{CoreId, Device, DomainId, Interface};
 use crate::error::{AllocateError, JobError, SyncError};
@@ -126,6 +126,11 @@ impl BoundMatmul {
         let first = bindings.first().ok_or(BindError::Nothing)?;
         let domain = first.operands.output.0.domain();
         let cores = cores_of(device, domain)?;
+        let chaining = match device.info().interface {
+            Interface::Vendor => Chaining::Linked,
+            Interface::Rocket => Chaining::Separate,
+        };
+        let per_kick = tasks_per_kick(chaining);
         let mut chains: Vec<(f64, Vec<(usize, EncodedTask)>)> =
             cores.iter().map(|_| (0.0, Vec::new())).collect();
         for (index, binding) in bindings.iter().enumerate() {
@@ -136,15 +141,13 @@ impl BoundMatmul {
             }
             let mut free: Vec<usize> = (0..chains.len()).collect();
             free.sort_by(|&a, &b| chains[a].0.total_cmp(&chains[b].0));
-            for (chain, core) in binding.plan.encoded().into_iter().zip(free) {
-                chains[core].0 += binding.plan.cost().seconds;
-                chains[core].1.extend(chain.into_iter().map(|task| (index, task)));
+            for (chain, core) in binding.plan.chains.iter().zip(free) {
+                let (seconds, tasks) = &mut chains[core];
+                *seconds += binding.plan.cost().seconds;
+                let encoded = binding.plan.encoded(chain, tasks.len(), per_kick);
+                tasks.extend(encoded.into_iter().map(|task| (index, task)));
             }
         }
-        let chaining = match device.info().interface {
-            Interface::Vendor => Chaining::Linked,
-            Interface::Rocket => Chaining::Separate,
-        };
         let mut program = Program::new(ProgramOptions { chaining, ..ProgramOptions::default() });
         let mut ranges = Vec::new();
         for ((_, tasks), &core) in chains.into_iter().zip(&cores) {

@@ -31,6 +31,13 @@ pub(crate) struct TaskForm {
     pub(crate) reuse: Reuse,
 }
 
+impl TaskForm {
+    /// The same task where nothing lies in the buffer.
+    pub(crate) fn fetching(self) -> Self {
+        TaskForm { reuse: Reuse::default(), ..self }
+    }
+}
+
 /// Number formats as registers name them: of features and weights, and of the array's arithmetic.
 const fn input_code(precision: Precision) -> u32 {
     match precision {

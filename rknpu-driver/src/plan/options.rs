@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-use super::requantise::Requantise;
+use super::requantise::{MOST_SCALE, MOST_SHIFT, Requantise};
+use crate::device::Interface;
 use crate::regcmd::{BindError, TaskError};
 use crate::shape::{MatmulShape, Precision, ShapeError, TILE_COLUMNS};
 use crate::timing::Board;
@@ -79,7 +80,8 @@ pub struct Limits {
     /// Rows of one task: the width fields have 11 bits.
     pub rows: usize,
     /// Whether a task may use the weights that the one before it left in the buffer (the vendor's streams
-    /// do).
+    /// do, within a kick). Whatever this says, the first task of a kick fetches its own; see
+    /// [`on`](Self::on).
     pub weight_reuse: bool,
     /// Whether a task may use the features that the one before it left. One source says the hardware honours
     /// it; the vendor's compiler does not ask for it in any stream seen. Off by default.
@@ -104,6 +106,16 @@ impl Limits {
     /// Only what the vendor's compiler does: for a board on which a self-test with the defaults fails.
     pub fn vendor() -> Self {
         Limits { int8_inner: 3072, fp16_inner: 1536, ..Limits::default() }
+    }
+
+    /// These limits on a device of this interface. `rocket` kicks each task alone, and that the buffer keeps
+    /// its contents from one kick to the next is in no source: nothing is reused there. Binding a plan leaves
+    /// reuse out in any case; only with these limits does the plan reckon with it.
+    pub fn on(self, interface: Interface) -> Self {
+        match interface {
+            Interface::Vendor => self,
+            Interface::Rocket => Limits { weight_reuse: false, data_reuse: false, ..self },
+        }
     }
 
     /// Longest slice of K in tiles, at least one.
@@ -143,6 +155,14 @@ pub enum PlanError {
         shape: MatmulShape,
         /// Longest K of one task.
         limit: usize,
+    },
+    /// The output converter has no such multiplier or shift.
+    #[error("requantisation by {scale} / 2^{shift}: at most {MOST_SCALE} / 2^{MOST_SHIFT} is possible")]
+    Converter {
+        /// Multiplier asked for.
+        scale: u16,
+        /// Shift asked for.
+        shift: u8,
     },
     /// Buffers would not fit an address space.
     #[error("{shape}: the buffers take {bytes} bytes, an address space has 4 GiB")]

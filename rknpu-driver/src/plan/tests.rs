@@ -164,6 +164,10 @@ proptest! {
             // Thousands of rows and columns in many slices can outgrow an address space; nothing else may
             // fail.
             Err(PlanError::TooManyBytes { .. }) => return Ok(()),
+            // Nor, with kernels cut to a tile or two, more tasks than are planned.
+            Err(PlanError::TooManyTasks { .. }) if options.limits.inner_tiles(shape.precision) <= 4 => {
+                return Ok(());
+            }
             Err(error) => return Err(TestCaseError::fail(error.to_string())),
         };
         check_blocks(&plan)?;
@@ -271,6 +275,14 @@ fn bad_options_are_refused() {
     assert!(matches!(with(|options| options.slice = Some(33)), Err(PlanError::Slice { .. })));
     assert!(matches!(with(|options| options.limits.rows = 0), Err(PlanError::NoFit { .. })));
     assert!(matches!(with(|options| options.limits.outputs = 31), Err(PlanError::NoFit { .. })));
+    let converter = |scale, shift| {
+        let requantise = Requantise { scale, shift, offset: 0, per_channel: false };
+        let output = OutputStage::Requantised(requantise);
+        MatmulPlan::new(shape, &PlanOptions { output, ..PlanOptions::default() }).map(|_| ())
+    };
+    assert_eq!(converter(32_767, 63), Ok(()));
+    assert_eq!(converter(32_768, 20), Err(PlanError::Converter { scale: 32_768, shift: 20 }));
+    assert_eq!(converter(1, 64), Err(PlanError::Converter { scale: 1, shift: 64 }));
     let empty = MatmulShape { rows: 0, ..shape };
     assert!(matches!(MatmulPlan::new(empty, &PlanOptions::default()), Err(PlanError::Shape(_))));
 }

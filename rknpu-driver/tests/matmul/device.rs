@@ -10,6 +10,7 @@ use rknpu_driver::oracle::{Generator, matmul_int};
 use rknpu_driver::plan::{BindError, Binding, BoundMatmul, MatmulPlan, Operands, PlanOptions};
 use rknpu_driver::shape::{MatmulShape, Precision};
 use rknpu_driver::sim::kernel::{SimConfig, device};
+use rknpu_driver::timing::Board;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -160,4 +161,36 @@ fn more_cores_than_a_domain_has_are_refused() {
     assert_eq!(case.plan.cores(), 3);
     let refused = case.plan.bind(&device, &case.operands, TIMEOUT);
     assert!(matches!(refused, Err(BindError::Cores { planned: 3, there: 1, .. })));
+}
+
+/// Rocket kicks each task alone, and the buffer's contents are not known to outlive a kick.
+#[test]
+fn nothing_is_reused_across_kicks() {
+    let shape = int8(1056, 32, 2048);
+    // Small tasks, and bytes alone decide: weights stay while row tiles pass.
+    let mut options =
+        PlanOptions { board: Board { clock_hz: 1e15, ..Board::vendor_compiler() }, ..PlanOptions::default() };
+    (options.limits.rows, options.limits.outputs) = (16, 32);
+    for interface in [Interface::Vendor, Interface::Rocket] {
+        let device = device(SimConfig::new(interface)).expect("a device");
+        let case = case_with(&device, device.domains()[0].id, shape, &options, 9);
+        assert!(case.plan.choice().tiling.weight_reuse && case.plan.task_count() == 64 * 66);
+        let bound = case.plan.bind(&device, &case.operands, TIMEOUT).expect("bound");
+        case.write_input();
+        let reports = device.run(&[bound.job()]).expect("run");
+        case.check_output();
+        let work = &reports[0].simulated.as_ref().expect("a simulator counts")[0];
+        // Every task's weights are one tile, the rows 512 bytes.
+        let fetching: Vec<usize> = (0..work.len()).filter(|&task| work[task].read_bytes == 1536).collect();
+        let expected = (0..work.len()).filter(|task| match interface {
+            // The task counter of the program controller ends at 4,095.
+            Interface::Vendor => task % 66 == 0 || *task == 4095,
+            Interface::Rocket => true,
+        });
+        assert!(fetching == expected.collect::<Vec<_>>(), "{interface:?}: {fetching:?}");
+    }
+    let limits = options.limits.clone().on(Interface::Rocket);
+    assert_eq!(options.limits.clone().on(Interface::Vendor), options.limits);
+    let plan = MatmulPlan::new(shape, &PlanOptions { limits, ..options }).expect("planned");
+    assert!(!plan.choice().tiling.weight_reuse);
 }
