@@ -23,8 +23,10 @@
 //!
 //! # Fork
 //! A child begins without a device: descriptors inherited from its parent are dead timers there (`ioctl` gives `ENOTTY`), and it may open the node
-//! anew. On a board the child would share the parent's. Between fork and exec, and in a child made by `vfork`, everything needed works.
-//! Inherited mappings stay mapped to the parent's buffers.
+//! anew. On a board the child would share the parent's. Inherited mappings stay mapped to the parent's buffers.
+//!
+//! A child made by `vfork`, or by a bare `clone`, which run no handlers of fork, has no device at all: every call there goes on to the next definition. It can
+//! close, duplicate and exec, and its parent's descriptors stay what they are; it cannot open the node.
 //!
 //! # Variadic functions
 //! `open`, `openat`, `fcntl` and `ioctl` are variadic in C, and stable Rust cannot define such functions. They are defined here with all their parameters

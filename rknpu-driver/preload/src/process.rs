@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rknpu_driver::device::Interface;
@@ -34,6 +34,29 @@ pub(crate) struct Process {
 }
 
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+/// Whose state that is. A child made by `vfork` runs in its parent's memory with descriptors of its own: what it closes and duplicates must not
+/// be entered there.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// Runs when the library is loaded, before anything can have been forked.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = {
+    extern "C" fn at_load() {
+        process();
+    }
+    at_load
+};
+
+fn take_ownership() {
+    // SAFETY: a system call that cannot fail.
+    OWNER.store(unsafe { libc::getpid() }, Ordering::Release);
+}
+
+fn is_owner() -> bool {
+    // SAFETY: a system call that cannot fail.
+    OWNER.load(Ordering::Acquire) == unsafe { libc::getpid() }
+}
 
 /// This process's state.
 pub(crate) fn process() -> &'static Process {
@@ -61,10 +84,12 @@ fn forget_on_fork() {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     extern "C" fn forget() {
         PROCESS.store(std::ptr::null_mut(), Ordering::Release);
+        take_ownership();
     }
     if !REGISTERED.swap(true, Ordering::AcqRel) {
-        // SAFETY: the handler is a function of the type asked for that stores one pointer, which is safe between fork and exec.
-        // If it cannot be registered, children keep the parent's state, which is no worse than having no handler.
+        take_ownership();
+        // SAFETY: the handler is a function of the type asked for that asks for a number and stores two, which is safe between fork and exec.
+        // If it cannot be registered, children have no device.
         let _ = unsafe { libc::pthread_atfork(None, None, Some(forget)) };
     }
 }
@@ -73,7 +98,9 @@ impl Process {
     /// Whether the path is the node's.
     pub(crate) fn is_node(&self, path: &CStr) -> bool {
         // Most paths are ruled out without looking at the environment.
-        path.to_bytes().starts_with(b"/") && self.which().is_some_and(|which| which.path.as_c_str() == path)
+        path.to_bytes().starts_with(b"/")
+            && self.which().is_some_and(|which| which.path.as_c_str() == path)
+            && is_owner()
     }
 
     fn which(&self) -> Option<&Which> {
@@ -117,7 +144,7 @@ impl Process {
 
     /// What a descriptor is, if it is one of the library's.
     pub(crate) fn get(&self, fd: c_int) -> Option<Arc<Open>> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.count.load(Ordering::Acquire) == 0 || !is_owner() {
             return None;
         }
         self.open.read().unwrap_or_else(PoisonError::into_inner).get(&fd).cloned()
@@ -143,7 +170,7 @@ impl Process {
 
     /// The descriptors from `first` to `last`.
     pub(crate) fn range(&self, first: u32, last: u32) -> Vec<c_int> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.count.load(Ordering::Acquire) == 0 || !is_owner() {
             return Vec::new();
         }
         let table = self.open.read().unwrap_or_else(PoisonError::into_inner);

@@ -83,7 +83,7 @@ const ROCKET: (&str, &str) = ("RKNPU_SIM", "rocket");
 #[test]
 fn a_c_program_uses_rockchips_driver() {
     let program = compile("vendor");
-    for mode in ["product", "errors", "files", "threads"] {
+    for mode in ["product", "errors", "files", "vforks", "threads"] {
         assert_well(&run(&program, &[mode], &[]), mode);
         assert_well(&run(&program, &[mode], &[VENDOR, ("RKNPU_SIM_THREADS", "3")]), mode);
     }

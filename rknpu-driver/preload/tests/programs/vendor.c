@@ -233,6 +233,23 @@ static void files(int fd) {
   MUST(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* A child in its parent's memory that closes and replaces what it inherited, as programs do before exec. */
+static __attribute__((noinline)) pid_t close_in_a_child(int fd, int copy) {
+  pid_t child = vfork();
+  if (child == 0) _exit(close(fd) == 0 && dup2(STDERR_FILENO, copy) == copy ? 0 : 2);
+  return child;
+}
+
+/* What a child made by vfork does to its descriptors is not done to its parent's. */
+static void vforks(int fd) {
+  int copy = dup(fd), status;
+  pid_t child = close_in_a_child(fd, copy);
+  MUST(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  struct rknpu_action action = {.flags = RKNPU_GET_HW_VERSION};
+  MUST(ioctl(copy, DRM_IOCTL_RKNPU_ACTION, &action) == 0 && close(copy) == 0);
+  product(fd);
+}
+
 /* Opens, multiplies on one core, duplicates and closes, again and again. */
 static void *work(void *core) {
   for (int again = 0; again < 10; again++) {
@@ -282,7 +299,7 @@ int main(int count, char **arguments) {
   const struct {
     const char *name;
     void (*run)(int);
-  } modes[] = {{"product", product}, {"errors", errors}, {"files", files}, {"threads", threads}, {"faults", faults}};
+  } modes[] = {{"product", product}, {"errors", errors}, {"files", files}, {"vforks", vforks}, {"threads", threads}, {"faults", faults}};
   for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
     if (strcmp(arguments[1], modes[i].name) == 0) {
       modes[i].run(fd);
