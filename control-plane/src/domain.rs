@@ -5,5 +5,5 @@ mod registry;
 mod routing;
 
 pub use gateway::{GatewayId, GatewayState, InvalidGatewayId, Model, ModelLoad};
-pub use registry::{LinkId, NoRoute, Registry, Reservation};
+pub use registry::{LinkId, NoRoute, Registry, Reservation, ServedModel};
 pub use routing::{AFFINITY_SLACK, Candidate, choose};

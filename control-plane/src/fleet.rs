@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    domain::{GatewayId, GatewayState, LinkId, Model, NoRoute, Registry, Reservation},
+    domain::{GatewayId, GatewayState, LinkId, NoRoute, Registry, Reservation, ServedModel},
     link::Connection,
 };
 
@@ -90,7 +90,7 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn models(&self) -> Vec<(Model, u32)> {
+    pub(crate) fn models(&self) -> Vec<ServedModel> {
         self.registry().models()
     }
 
@@ -116,7 +116,8 @@ impl Fleet {
 }
 
 /// The model as clients see it.
-pub(crate) fn to_wire((model, gateways): (Model, u32)) -> v1::Model {
+pub(crate) fn to_wire(served: ServedModel) -> v1::Model {
+    let ServedModel { model, gateways, backends, degraded_gateways, degraded } = served;
     v1::Model {
         name: model.name,
         digest: model.digest,
@@ -126,5 +127,8 @@ pub(crate) fn to_wire((model, gateways): (Model, u32)) -> v1::Model {
         context_tokens: model.context_tokens,
         vocabulary: model.vocabulary,
         gateways,
+        backends: backends.into_iter().collect(),
+        degraded_gateways,
+        degraded: degraded.map(|(gateway, reason)| format!("{gateway}: {reason}")).unwrap_or_default(),
     }
 }

@@ -47,7 +47,8 @@ impl Models {
 
     /// The models as clients see them, sorted by name. Those whose engine has failed are left out.
     pub(crate) fn list(&self) -> Vec<v1::Model> {
-        self.0.values().filter(|engine| !engine.load().failed).map(|engine| describe(engine.info())).collect()
+        let loads = self.0.values().map(|engine| (engine.info(), engine.load()));
+        loads.filter(|(_, load)| !load.failed).map(|(info, load)| describe_state(info, load)).collect()
     }
 
     /// The models and their load, as the control plane sees them. Those whose engine has failed are left out.
@@ -76,6 +77,17 @@ fn describe(info: &ModelInfo) -> v1::Model {
         context_tokens: saturate(info.context_tokens),
         vocabulary: saturate(info.vocabulary),
         gateways: 1,
+        ..v1::Model::default()
+    }
+}
+
+/// The model with where and how well it is computed.
+fn describe_state(info: &ModelInfo, load: Load) -> v1::Model {
+    v1::Model {
+        backends: vec![info.backend.clone()],
+        degraded_gateways: load.degraded.is_some().into(),
+        degraded: reason(load),
+        ..describe(info)
     }
 }
 
@@ -88,8 +100,13 @@ fn describe_load(info: &ModelInfo, load: Load) -> v1::ModelLoad {
         free_blocks: load.free_blocks,
         total_blocks: load.total_blocks,
         backend: info.backend.clone(),
-        degraded: load.degraded.map(|kind| format!("NPU: {kind}")).unwrap_or_default(),
+        degraded: reason(load),
     }
+}
+
+/// Why it computes slower than it should, in words; empty if it does not.
+fn reason(load: Load) -> String {
+    load.degraded.map(|kind| format!("NPU: {kind}")).unwrap_or_default()
 }
 
 fn saturate(count: usize) -> u32 {

@@ -70,6 +70,8 @@ pub struct ModelLoad {
     pub queued_tokens: u64,
     /// Cache blocks that are free or hold only reusable prefixes.
     pub free_blocks: u32,
+    /// Where its linear layers are computed, in the gateway's words; empty if it does not say.
+    pub backend: String,
     /// Why it computes slower than it should, in the gateway's words.
     pub degraded: Option<String>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Candidate, GatewayId, GatewayState, Model, choose};
+use super::{Candidate, GatewayId, GatewayState, Model, ModelLoad, choose};
 
 /// One link of a gateway. A gateway that dials again gets a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +39,39 @@ pub struct Reservation<C> {
     pub link: LinkId,
     /// How to reach it.
     pub connection: C,
+}
+
+/// A model that can be generated with now, over the accepting gateways that serve it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedModel {
+    /// The model.
+    pub model: Model,
+    /// How many serve it.
+    pub gateways: u32,
+    /// Where they compute its linear layers.
+    pub backends: BTreeSet<String>,
+    /// How many of them compute slower than they should.
+    pub degraded_gateways: u32,
+    /// The first of these by id, and why.
+    pub degraded: Option<(GatewayId, String)>,
+}
+
+impl ServedModel {
+    fn new(model: Model) -> Self {
+        Self { model, gateways: 0, backends: BTreeSet::new(), degraded_gateways: 0, degraded: None }
+    }
+
+    /// Counts a gateway. Gateways must come in the order of their ids.
+    fn add(&mut self, gateway: &GatewayId, load: &ModelLoad) {
+        self.gateways += 1;
+        if !load.backend.is_empty() {
+            self.backends.insert(load.backend.clone());
+        }
+        if let Some(reason) = &load.degraded {
+            self.degraded_gateways += 1;
+            self.degraded.get_or_insert_with(|| (gateway.clone(), reason.clone()));
+        }
+    }
 }
 
 /// There is no gateway to send a request to.
@@ -142,14 +175,17 @@ impl<C: Clone> Registry<C> {
         }
     }
 
-    /// The models that can be generated with now, sorted, each with the number of accepting gateways.
-    pub fn models(&self) -> Vec<(Model, u32)> {
-        let mut models: BTreeMap<&Model, u32> = BTreeMap::new();
-        let accepting = self.gateways.values().filter(|linked| linked.state.accepting);
-        for load in accepting.flat_map(|linked| linked.state.models.values()) {
-            *models.entry(&load.model).or_default() += 1;
+    /// The models that can be generated with now, sorted.
+    pub fn models(&self) -> Vec<ServedModel> {
+        let mut models: BTreeMap<&Model, ServedModel> = BTreeMap::new();
+        for (id, linked) in self.gateways.iter().filter(|(_, linked)| linked.state.accepting) {
+            for load in linked.state.models.values() {
+                let served =
+                    models.entry(&load.model).or_insert_with(|| ServedModel::new(load.model.clone()));
+                served.add(id, load);
+            }
         }
-        models.into_iter().map(|(model, gateways)| (model.clone(), gateways)).collect()
+        models.into_values().collect()
     }
 
     /// The linked gateways with their requests in flight and last report, by id.
@@ -176,7 +212,7 @@ impl<C: Clone> Registry<C> {
     }
 
     fn available(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.models().into_iter().map(|(model, _)| model.name).collect();
+        let mut names: Vec<_> = self.models().into_iter().map(|served| served.model.name).collect();
         names.dedup();
         names
     }

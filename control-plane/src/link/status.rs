@@ -49,6 +49,7 @@ pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, Gateway
             queued: load.queued,
             queued_tokens: load.queued_tokens,
             free_blocks: load.free_blocks,
+            backend: words(load.backend).unwrap_or_default(),
             degraded: words(load.degraded),
         };
         let name = load.model.name.clone();
@@ -94,10 +95,13 @@ mod tests {
         assert!(matches!(from_wire(status("gw", many)), Err(InvalidStatus::TooManyModels(257))));
         assert!(matches!(from_wire(status("gw", vec![load("")])), Err(InvalidStatus::Model(0))));
         assert!(matches!(from_wire(status("gw", vec![load("m"), load("m")])), Err(InvalidStatus::Twice(_))));
-        let degraded = v1::ModelLoad { degraded: format!("a\nb{}", "c".repeat(1000)), ..load("m") };
+        let backend = format!("\u{1b}npu{}", "c".repeat(1000));
+        let degraded = v1::ModelLoad { backend, degraded: format!("a\nb{}", "c".repeat(1000)), ..load("m") };
         let (_, state) = from_wire(status("gw", vec![load("a"), degraded])).unwrap();
         let (model, reason) = state.degraded().unwrap();
         assert_eq!((model, &reason[..4], reason.len()), ("m", "a bc", MOST_BYTES));
+        let backend = &state.models["m"].backend;
+        assert_eq!((&backend[..4], backend.len()), (" npu", MOST_BYTES));
         let no_model = v1::ModelLoad::default();
         assert!(matches!(from_wire(status("gw", vec![no_model])), Err(InvalidStatus::Model(0))));
     }

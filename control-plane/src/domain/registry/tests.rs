@@ -18,10 +18,16 @@ fn serving(names: &[&str]) -> GatewayState {
             context_tokens: 64,
             vocabulary: 10,
         };
-        (
-            (*name).to_owned(),
-            ModelLoad { model, running: 0, queued: 0, queued_tokens: 0, free_blocks: 4, degraded: None },
-        )
+        let load = ModelLoad {
+            model,
+            running: 0,
+            queued: 0,
+            queued_tokens: 0,
+            free_blocks: 4,
+            backend: "cpu/scalar".into(),
+            degraded: None,
+        };
+        ((*name).to_owned(), load)
     };
     GatewayState { accepting: true, models: names.iter().map(load).collect() }
 }
@@ -65,7 +71,7 @@ fn names_are_resolved_or_refused_with_what_there_is() {
     let ambiguous = NoRoute::Ambiguous { available: vec!["m".into(), "n".into()] };
     assert_eq!(registry.reserve("", None, &[], 0), Err(ambiguous));
     assert_eq!(
-        registry.models().iter().map(|(model, count)| (&*model.name, *count)).collect::<Vec<_>>(),
+        registry.models().iter().map(|served| (&*served.model.name, served.gateways)).collect::<Vec<_>>(),
         [("m", 2), ("n", 1)]
     );
     let draining = GatewayState { accepting: false, ..serving(&["m", "n"]) };
@@ -73,6 +79,27 @@ fn names_are_resolved_or_refused_with_what_there_is() {
     assert_eq!(registry.reserve("n", None, &[], 0), Err(NoRoute::NoneLive), "known, but leaving");
     assert_eq!(registry.reserve("m", None, &[link], 0), Err(NoRoute::AllTried), "tried already");
     registry.unlink(&id("b"), b);
+}
+
+#[test]
+fn degraded_gateways_of_a_model_are_counted_and_the_first_says_why() {
+    let mut registry = Registry::default();
+    registry.link(id("a"), (), serving(&["m"]));
+    for name in ["c", "b"] {
+        let mut state = serving(&["m", "n"]);
+        let load = state.models.get_mut("m").unwrap();
+        (load.backend, load.degraded) = ("npu/vendor".into(), Some(format!("{name} is hot")));
+        registry.link(id(name), (), state);
+    }
+    let models = registry.models();
+    let [m, n] = &models[..] else { panic!("{models:?}") };
+    assert_eq!((m.gateways, m.degraded_gateways), (3, 2));
+    assert_eq!(m.degraded, Some((id("b"), "b is hot".into())));
+    assert_eq!(m.backends, ["cpu/scalar", "npu/vendor"].map(str::to_owned).into());
+    assert_eq!((n.gateways, n.degraded_gateways, &n.degraded), (2, 0, &None));
+    let leaving = GatewayState { accepting: false, ..serving(&["m"]) };
+    registry.link(id("b"), (), leaving);
+    assert_eq!(registry.models()[0].degraded, Some((id("c"), "c is hot".into())));
 }
 
 #[test]
