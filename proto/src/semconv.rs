@@ -135,8 +135,12 @@ pub mod metric {
     pub const BATCH_REQUESTS: &str = "rookery.batch.requests";
     /// Gauge, generations that wait.
     pub const QUEUE_REQUESTS: &str = "rookery.queue.requests";
-    /// Gauge, prompt tokens of those that wait.
+    /// Gauge, tokens that those which wait have to read: prompts, and after preemption the answers so far too.
     pub const QUEUE_TOKENS: &str = "rookery.queue.tokens";
+    /// Counter, steps of engines.
+    pub const STEPS: &str = "rookery.engine.steps";
+    /// Counter, how often generations lost their cache blocks to others.
+    pub const PREEMPTIONS: &str = "rookery.engine.preemptions";
     /// Gauge, cache blocks that are free or hold only reusable prefixes.
     pub const CACHE_BLOCKS_FREE: &str = "rookery.cache.blocks.free";
     /// Gauge, all cache blocks.
@@ -151,8 +155,9 @@ pub mod metric {
     pub const NPU_JOBS: &str = "rookery.npu.jobs";
     /// Counter, seconds that the NPU says it worked; simulated time on the simulator.
     pub const NPU_BUSY: &str = "rookery.npu.busy";
-    /// Counter, bytes of the NPU's jobs across the memory interface, as planned.
-    pub const NPU_BYTES: &str = "rookery.npu.bytes";
+    /// Counter, bytes of the NPU's jobs across the memory interface, as planned. Its unit is not part of its name, since
+    /// Prometheus adds it.
+    pub const NPU_TRANSFERRED: &str = "rookery.npu.transferred";
     /// Counter, faults of the NPU, by [`super::attribute::NPU_FAULT`].
     pub const NPU_FAULTS: &str = "rookery.npu.faults";
     /// Counter, resets of the NPU that succeeded.

@@ -25,7 +25,7 @@ pub struct EngineConfig {
     pub max_step_tokens: usize,
     /// Most requests that wait. Default 64.
     pub max_queued_requests: usize,
-    /// Most prompt tokens that wait. A single request may exceed it while nothing else waits. Default 65,536.
+    /// Most tokens that wait to be read. A single request may exceed it while nothing else waits. Default 65,536.
     pub max_queued_tokens: usize,
 }
 

@@ -52,7 +52,7 @@ pub enum EngineError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// The queue is full, in requests or in prompt tokens.
-    #[error("queue is full: {queued_requests} requests with {queued_tokens} prompt tokens wait")]
+    #[error("queue is full: {queued_requests} requests with {queued_tokens} tokens to read wait")]
     QueueFull {
         /// Requests that wait.
         queued_requests: usize,

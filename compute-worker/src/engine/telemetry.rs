@@ -16,11 +16,6 @@ use super::admission::Admission;
 use super::request::{Timings, Usage};
 use super::{Load, SubmitError};
 
-/// Counter, steps of the engine.
-const STEPS: &str = "rookery.engine.steps";
-/// Counter, generations that lost their cache blocks to another one.
-const PREEMPTIONS: &str = "rookery.engine.preemptions";
-
 /// A gauge's name and where its value is.
 type Gauge = (&'static str, fn(&Load) -> u64);
 
@@ -43,7 +38,7 @@ pub(crate) struct Instruments {
 struct NpuInstruments {
     jobs: Counter<u64>,
     busy: Counter<f64>,
-    bytes: Counter<u64>,
+    transferred: Counter<u64>,
     faults: Counter<u64>,
     resets: Counter<u64>,
     fallbacks: Counter<u64>,
@@ -59,15 +54,15 @@ impl Instruments {
             input: tokens("input"),
             output: tokens("output"),
             tokens: meter.u64_counter(metric::TOKENS).with_unit("{token}").build(),
-            steps: meter.u64_counter(STEPS).with_unit("{step}").build(),
-            preemptions: meter.u64_counter(PREEMPTIONS).with_unit("{preemption}").build(),
+            steps: meter.u64_counter(metric::STEPS).with_unit("{step}").build(),
+            preemptions: meter.u64_counter(metric::PREEMPTIONS).with_unit("{preemption}").build(),
             refusals: meter.u64_counter(metric::REFUSALS).with_unit("{request}").build(),
             first_token: meter.f64_histogram(metric::TIME_TO_FIRST_TOKEN).with_unit("s").build(),
             per_token: meter.f64_histogram(metric::TIME_PER_OUTPUT_TOKEN).with_unit("s").build(),
             npu: NpuInstruments {
                 jobs: meter.u64_counter(metric::NPU_JOBS).with_unit("{job}").build(),
                 busy: meter.f64_counter(metric::NPU_BUSY).with_unit("s").build(),
-                bytes: meter.u64_counter(metric::NPU_BYTES).with_unit("By").build(),
+                transferred: meter.u64_counter(metric::NPU_TRANSFERRED).with_unit("By").build(),
                 faults: meter.u64_counter(metric::NPU_FAULTS).with_unit("{fault}").build(),
                 resets: meter.u64_counter(metric::NPU_RESETS).with_unit("{reset}").build(),
                 fallbacks: meter.u64_counter(metric::NPU_FALLBACKS).with_unit("{call}").build(),
@@ -129,7 +124,7 @@ impl Instruments {
         let model = std::slice::from_ref(&self.model);
         self.npu.jobs.add(report.jobs, model);
         self.npu.busy.add(report.busy.as_secs_f64(), model);
-        self.npu.bytes.add(report.bytes, model);
+        self.npu.transferred.add(report.bytes, model);
         if report.resets > 0 {
             self.npu.resets.add(report.resets, model);
         }

@@ -66,7 +66,7 @@ pub struct ModelLoad {
     pub running: u32,
     /// Generations that wait.
     pub queued: u32,
-    /// Prompt tokens of those that wait.
+    /// Tokens that those which wait have to read: prompts, and after preemption the answers so far too.
     pub queued_tokens: u64,
     /// Cache blocks that are free or hold only reusable prefixes.
     pub free_blocks: u32,
@@ -96,7 +96,7 @@ impl GatewayState {
         self.models.iter().find_map(|(name, load)| Some((name.as_str(), load.degraded.as_deref()?)))
     }
 
-    /// Prompt tokens that wait, over all models.
+    /// Tokens that wait to be read, over all models.
     pub fn queued_tokens(&self) -> u64 {
         self.models.values().map(|load| load.queued_tokens).fold(0, u64::saturating_add)
     }
