@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use thiserror::Error;
@@ -52,8 +53,12 @@ impl Backing {
         let len = bytes.checked_next_multiple_of(PAGE).and_then(NonZeroUsize::new).ok_or(Errno::EINVAL);
         let len = len.map_err(fail("size"))?;
         let size = i64::try_from(len.get()).map_err(|_| fail("size")(Errno::EFBIG))?;
-        let fd = memfd_create(c"rknpu-sim", MFdFlags::MFD_CLOEXEC).map_err(fail("memfd_create"))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"rknpu-sim", flags).map_err(fail("memfd_create"))?;
         nix::unistd::ftruncate(&fd, size).map_err(fail("ftruncate"))?;
+        // Clients get descriptors of it that can be written: without seals one of them could cut the pages off.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(fail("fcntl"))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh mapping at an address the kernel chooses, of a descriptor we own and whose size was just set to
         // `len`; nothing else can refer to it yet.
@@ -67,7 +72,7 @@ impl Backing {
         self.len
     }
 
-    /// The memfd, for clients to map. Its length must stay as it is.
+    /// The memfd, for clients to map. Seals keep its length as it is, whoever has the descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -120,7 +125,7 @@ impl Backing {
 
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page aligned, `len` bytes long (a multiple of 8), zero-initialised and lives as long as
-        // `self`; the memfd never shrinks because only this type holds it for writing its size and never does. Within
+        // `self`; the memfd never shrinks, though clients hold it for writing: `new` sealed its length for good. Within
         // this process every access is one of these atomics or a client's own mapping of the pages, whose users the
         // driver's buffer guards keep away while a job runs; other processes may write at any time, which atomics allow.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
@@ -170,5 +175,25 @@ impl Drop for Backing {
         // SAFETY: `base` and `len` are the mapping made in `new`, which nothing else unmaps; borrows of its words end with
         // `self`. A failure would leave the pages mapped, which harms nobody.
         let _ = unsafe { munmap(self.base, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_changes_the_length() {
+        let backing = Backing::new(5000).unwrap();
+        let client = backing.fd().try_clone_to_owned().unwrap();
+        for size in [0, 4096, 1 << 20] {
+            assert_eq!(nix::unistd::ftruncate(&client, size), Err(Errno::EPERM));
+        }
+        let more = fcntl(&client, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE));
+        assert_eq!(more, Err(Errno::EPERM), "nor is it made read-only");
+        backing.copy_in(8190, &[7; 2]);
+        let mut end = [0; 2];
+        backing.copy_out(8190, &mut end);
+        assert_eq!(end, [7; 2]);
     }
 }
