@@ -9,7 +9,7 @@
 //!            write guards (disjoint ranges)          seal
 //!   idle ──► read guards, jobs that read     idle ─────────► sealed: jobs that read, plain slices
 //!            a job that writes
-//!              └─ times out and cannot be stopped ──► quarantined, until the device is reset
+//!              └─ times out and cannot be stopped ──► quarantined, until a reset sees it end
 //! ```
 //!
 //! A job holds its buffers, so memory outlives what the hardware does with it, even where the job fails.
@@ -122,7 +122,13 @@ impl Buffer {
     ///
     /// # Errors
     /// [`ShareError`]: not with this interface, or the call failed.
-    pub fn export(&self) -> Result<OwnedFd, ShareError> {
+    ///
+    /// # Safety
+    /// Whoever gets the descriptor keeps to what [`Device::import`](crate::device::Device::import) asks of the
+    /// other side: while a guard of the buffer lives, and for ever once it is sealed, nobody outside this device
+    /// writes the memory; while a [`WriteGuard`] lives nobody reads it. Commands that a job was prepared with
+    /// stay as they are.
+    pub unsafe fn export(&self) -> Result<OwnedFd, ShareError> {
         let object = &self.0.object;
         let (interface, exported) = match &object.link.kernel {
             Kernel::Vendor(kernel) => ("rknpu", retry(|| kernel.export_dma_buf(object.handle))),
@@ -138,8 +144,8 @@ impl Buffer {
         })
     }
 
-    /// True once a reset took the memory from the device: the bytes can still be read and written, jobs
-    /// refuse the buffer.
+    /// True once a reset took the memory from the device: jobs refuse the buffer. The bytes can still be read
+    /// and written, unless a job that used them was never seen to end.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.0.object.link.is_retired()

@@ -368,9 +368,11 @@ fn memory_is_shared_as_dma_bufs() {
     let (fake, device) = open();
     let buffer = device.allocate(DOMAIN, 4096, BufferKind::Data).unwrap();
     buffer.write(..).unwrap().fill(3);
-    let exported = buffer.export().unwrap();
     let other = Fake::default();
     let importer = Device::over_vendor(Arc::new(other.clone())).unwrap();
+    #[expect(unsafe_code, reason = "this test has the descriptor, and touches one side at a time")]
+    // SAFETY: as below.
+    let exported = unsafe { buffer.export() }.unwrap();
     #[expect(unsafe_code, reason = "the exporter is this test, which touches one side at a time")]
     // SAFETY: no guard of the exporting side lives while one of the importing side does, and the memory keeps
     // its length.
