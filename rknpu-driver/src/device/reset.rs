@@ -69,7 +69,8 @@ fn answers(device: &DeviceInner, kernel: &dyn VendorKernel) -> Result<(), Errno>
 
 /// Rocket: there is no reset to call; the kernel does it when a job's time is over. Domains whose jobs are
 /// waited for in vain, and all that do not answer, get a new descriptor. The kernel's jobs hold the old one's
-/// memory and address space until they are done.
+/// memory and address space until they are done, and may write until then: nobody learns when, so that
+/// memory stays closed.
 fn reset_rocket(device: &DeviceInner) -> Result<Recovery, ResetError> {
     let gone = device.shared.fault() == Some(Fault::Gone);
     let mut lost = false;
@@ -92,7 +93,7 @@ fn reset_rocket(device: &DeviceInner) -> Result<Recovery, ResetError> {
         let scratch = device.scratch(&link, domain.id).map_err(|_| silent(Errno::ENOMEM))?;
         device.replace_links(|id| (id == domain.id).then(|| link.clone()));
         lock(&device.scratch).push(scratch);
-        device.release_quarantine(Some(domain.id));
+        device.abandon_quarantine(domain.id);
         lost = true;
     }
     Ok(if lost { Recovery::BuffersLost } else { Recovery::Kept })

@@ -114,6 +114,10 @@ fn a_domain_that_stays_hung_gets_a_new_descriptor() {
     assert_eq!(device.health().quarantined_jobs, 1);
     assert_eq!(device.reset(), Ok(Recovery::BuffersLost));
     assert!(output.is_stale() && !other.is_stale());
+    // The job may still write.
+    assert_eq!(output.read(..).map(drop), Err(SyncError::Quarantined));
+    assert_eq!(output.clone().seal().map(drop), Err(SyncError::Quarantined));
+    assert_eq!(device.health().quarantined_jobs, 0);
     assert_eq!(device.run(&[&prepared]).unwrap_err(), JobError::Stale(DOMAIN));
     device.run(&[&beside]).unwrap();
     let fresh = fakes[1].world().reopened[0].clone();
