@@ -46,15 +46,14 @@ fn submit(prepared: &Prepared) -> Result<JobReport, Failure> {
         return Err(Failure::not_started(JobError::Malformed("it is another interface's".to_owned())));
     };
     clear_status(job)?;
-    let mut args = job.submit;
     // The driver waits without heeding signals, so an interrupted call has started nothing, and starting it
     // again runs it once.
     let submitted = retry(|| {
-        args = job.submit;
-        kernel.submit(&mut args)
+        let mut args = job.submit;
+        kernel.submit(&mut args).map(|()| args)
     });
-    match submitted {
-        Ok(()) => {}
+    let args = match submitted {
+        Ok(args) => args,
         // It has waited up to three times the time-out and tried a soft reset, whose success it does not
         // report.
         Err(Errno::ETIMEDOUT) => {
@@ -62,7 +61,7 @@ fn submit(prepared: &Prepared) -> Result<JobReport, Failure> {
             return Err(Failure { error, fault: Some(Fault::TimedOut), may_run: true });
         }
         Err(errno) => return Err(Failure::of_call(&prepared.link, "RKNPU_SUBMIT", errno)),
-    }
+    };
     check_status(prepared, job, args.task_counter)?;
     Ok(report(&**kernel, prepared.tasks, args.hw_elapse_time))
 }

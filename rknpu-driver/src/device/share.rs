@@ -1,5 +1,4 @@
 //! Memory of other devices and processes.
-#![expect(unsafe_code, reason = "importing memory is unsafe to call: others may write it; no block here")]
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -26,6 +25,7 @@ impl Device {
     /// While a guard of the buffer lives, and for ever once it is sealed, nobody outside this device writes
     /// the memory; while a [`WriteGuard`](crate::buffer::WriteGuard) lives nobody reads it. The exporter must
     /// keep its length.
+    #[expect(unsafe_code, reason = "unsafe to call: others may write the memory; no block here")]
     pub unsafe fn import(
         &self,
         domain: DomainId,
