@@ -20,6 +20,7 @@ mod rocket;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod vendor;
 mod vendor_job;
 

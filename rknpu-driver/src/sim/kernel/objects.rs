@@ -218,10 +218,23 @@ impl Object {
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EMFILE as i32)))
     }
 
-    /// The CPU wrote these bytes, or must be taken to have.
+    /// The CPU writes these bytes without a word to the driver, and must be taken to have.
     pub(super) fn mark_written(&self, from: u64, bytes: u64) {
+        self.backing.mark_written(self.within(from, bytes));
+    }
+
+    /// The CPU hands these bytes over: those count as written that it can have written.
+    pub(super) fn mark_touched(&self, from: u64, bytes: u64) {
+        let bytes = self.within(from, bytes);
+        // Most syncs are of memory that was written long ago.
+        if let Some(first) = self.backing.first_unwritten(bytes.clone()) {
+            super::touched::each(self.backing.fd(), first..bytes.end, |part| self.backing.mark_written(part));
+        }
+    }
+
+    fn within(&self, from: u64, bytes: u64) -> std::ops::Range<usize> {
         let end = from.saturating_add(bytes).min(self.bytes);
-        self.backing.mark_written(from.min(end) as usize..end as usize);
+        from.min(end) as usize..end as usize
     }
 }
 

@@ -243,7 +243,7 @@ impl RocketKernel for RocketFile {
             return Err(Errno::EINVAL);
         }
         let object = self.handles.get(args.handle).ok_or(Errno::ENOENT)?;
-        object.mark_written(0, object.bytes);
+        object.mark_touched(0, object.bytes);
         Ok(())
     }
 

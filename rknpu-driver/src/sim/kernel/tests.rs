@@ -1,6 +1,7 @@
 //! Both models at the level of kernel calls, with products of the planner as their jobs.
 
 mod rocket;
+mod unwritten;
 mod vendor;
 
 use super::SimConfig;

@@ -28,8 +28,6 @@ const KERNEL_ADDRESS: u64 = 0xffff_ff80_0000_0000;
 const OBJECT_BYTES: u64 = 0x400;
 
 // Actions that the program side has no use for.
-const RKNPU_SET_FREQ: u32 = 3;
-const RKNPU_SET_VOLT: u32 = 5;
 const RKNPU_ACT_CLR_TOTAL_RW_AMOUNT: u32 = 13;
 const RKNPU_GET_TOTAL_RW_AMOUNT: u32 = 17;
 const RKNPU_SET_PROC_NICE: u32 = 19;
@@ -227,9 +225,8 @@ impl VendorKernel for VendorFile {
                 node.domains.enter(args.value)?;
                 args.value
             }
-            // No clock, voltage or power may be set from outside (20 and 21 are power on and off), and the bandwidth priorities (7 to 12) are
-            // registers that this chip has not.
-            RKNPU_SET_FREQ | RKNPU_SET_VOLT | 7..=12 | 20 | 21 => return Err(Errno::EINVAL),
+            // Unknown numbers, and what may not be set from outside: clock and voltage (3 and 5), power on and off (20 and 21), and the bandwidth
+            // priorities (7 to 12), which are registers that this chip has not.
             _ => return Err(Errno::EINVAL),
         };
         Ok(())
@@ -277,7 +274,7 @@ impl VendorKernel for VendorFile {
         }
         let _domain = self.node.domains.enter(object.domain)?;
         if args.flags & RKNPU_MEM_SYNC_TO_DEVICE != 0 {
-            object.mark_written(args.offset, args.size);
+            object.mark_touched(args.offset, args.size);
         }
         Ok(())
     }
