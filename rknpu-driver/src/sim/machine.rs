@@ -1,6 +1,7 @@
 //! The machine: three cores, each with its register file and buffers, executing chains of tasks.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -9,7 +10,7 @@ use super::error::SimError;
 use super::memory::Memory;
 use super::options::Options;
 use super::registers::Blocks;
-use crate::timing::TaskWork;
+use crate::timing::{Board, TaskWork, task_time};
 
 /// Cores of an RK3588's NPU.
 pub const CORES: usize = 3;
@@ -42,6 +43,30 @@ impl Kick {
             dma_base: 0,
             pointers: 0xe,
         }
+    }
+}
+
+/// Time on the device that a core's chains may take together: a stream can ask for years of it in a few words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    board: Board,
+    whole: Duration,
+    left: Duration,
+}
+
+impl Budget {
+    /// `whole` on this board.
+    pub(crate) fn new(board: Board, whole: Duration) -> Self {
+        Self { board, whole, left: whole }
+    }
+
+    /// Takes a task's time, as if it had the memory for itself: what is over here is over with other cores at work too.
+    pub(super) fn spend(&mut self, work: &TaskWork) -> Result<(), SimError> {
+        let left = self.left.checked_sub(task_time(&self.board, work));
+        self.left = left.ok_or_else(|| SimError::ProgramCounter {
+            reason: format!("the chain is still running after {:?} of the device's time", self.whole),
+        })?;
+        Ok(())
     }
 }
 
@@ -120,12 +145,23 @@ impl Machine {
 
     /// Runs a chain to its end on this thread. Waits for the chain that the core is working on.
     pub fn run_chain(&self, core: usize, memory: &Memory, kick: &Kick) -> Result<ChainReport, Box<Stopped>> {
+        self.run_chain_within(core, memory, kick, None)
+    }
+
+    /// Like [`Machine::run_chain`], but stops after the task with which the budget is overspent.
+    pub(crate) fn run_chain_within(
+        &self,
+        core: usize,
+        memory: &Memory,
+        kick: &Kick,
+        budget: Option<&mut Budget>,
+    ) -> Result<ChainReport, Box<Stopped>> {
         let Some(slot) = self.cores.get(core) else {
             let error = SimError::Core { core, reason: "there are cores 0 to 2" };
             return Err(Box::new(Stopped { report: ChainReport::default(), error }));
         };
         let mut state = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        super::pc::run(&mut state, memory, kick, &self.options)
+        super::pc::run(&mut state, memory, kick, &self.options, budget)
     }
 
     /// Runs one chain a core at once, each on its own thread, and waits for all. Reports come in the order of `kicks`.

@@ -1,7 +1,7 @@
 //! The program counter: fetches words, writes registers, starts blocks, follows the chain.
 
 use super::error::{Place, RegisterId, SimError};
-use super::machine::{ChainReport, Core, Kick, Stopped, TaskReport};
+use super::machine::{Budget, ChainReport, Core, Kick, Stopped, TaskReport};
 use super::memory::{Memory, Window};
 use super::options::Options;
 use super::registers::{BANKED, enable_bit};
@@ -26,12 +26,13 @@ impl Fetch {
     }
 }
 
-/// Runs the tasks of a kick. The tasks before a failing one stay done.
+/// Runs the tasks of a kick, for as long as the budget lasts. The tasks before a failing one stay done.
 pub(super) fn run(
     core: &mut Core,
     memory: &Memory,
     kick: &Kick,
     options: &Options,
+    mut budget: Option<&mut Budget>,
 ) -> Result<ChainReport, Box<Stopped>> {
     let mut report = ChainReport::default();
     for block in [Block::Cna, Block::Core] {
@@ -41,8 +42,10 @@ pub(super) fn run(
     let number = pc::task_con::TASK_NUMBER.get(kick.task_con);
     for task in 0..number {
         let step = run_task(core, memory, fetch, kick, options).and_then(|(done, next)| {
+            let spent = budget.as_deref_mut().map_or(Ok(()), |budget| budget.spend(&done.work));
             report.raw_status |= done.raw_status;
             report.tasks.push(done);
+            spent.map_err(|error| (Place::Execution, error))?;
             let missing =
                 || SimError::ProgramCounter { reason: format!("the chain ends before task {number}") };
             match next {

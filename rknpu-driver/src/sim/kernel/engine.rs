@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::flip;
 use super::objects::lock;
 use crate::sim::faults::{FaultInjector, JobFaults, mix};
+use crate::sim::machine::Budget;
 use crate::sim::{CORES, Kick, Machine, Memory};
 use crate::timing::{Board, TaskWork, job_time};
 
@@ -90,12 +91,14 @@ impl Engine {
         lock(&self.stopped).clone()
     }
 
+    /// A core that has worked for longer than `time_out` in the device's time hangs.
     pub(super) fn run(
         &self,
         memory: &Memory,
         work: &[CoreWork],
         faults: JobFaults,
         accepts: Accepts,
+        time_out: Duration,
     ) -> JobResult {
         let mishap = mishap(work, faults);
         let results: Vec<Mutex<CoreResult>> = work.iter().map(|_| Mutex::default()).collect();
@@ -105,7 +108,7 @@ impl Engine {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some((work, result)) = work.get(index).zip(results.get(index)) else { return };
                 let mishap = mishap.filter(|mishap| mishap.core == index);
-                *lock(result) = self.run_core(memory, work, mishap, accepts);
+                *lock(result) = self.run_core(memory, work, mishap, accepts, time_out);
             }
         };
         std::thread::scope(|scope| {
@@ -128,15 +131,18 @@ impl Engine {
         work: &CoreWork,
         mishap: Option<Mishap>,
         accepts: Accepts,
+        time_out: Duration,
     ) -> CoreResult {
         let mut result = CoreResult::default();
+        let mut budget = Budget::new(self.board, time_out);
         for (index, kick) in work.kicks.iter().enumerate() {
             let mishap = mishap.filter(|mishap| mishap.kick == index);
             let mut kick = *kick;
             if let Some(tasks) = mishap.and_then(|mishap| mishap.tasks) {
                 kick.task_con = kick.task_con & !TASKS | tasks;
             }
-            let complete = kick.task_con & TASKS != 0 && self.run_kick(memory, work.core, &kick, &mut result);
+            let complete = kick.task_con & TASKS != 0
+                && self.run_kick(memory, work.core, &kick, &mut budget, &mut result);
             if let Some(mishap) = mishap {
                 result.status = mishap.status;
             }
@@ -149,8 +155,16 @@ impl Engine {
     }
 
     /// Whether the chain came to its end.
-    fn run_kick(&self, memory: &Memory, core: usize, kick: &Kick, result: &mut CoreResult) -> bool {
-        let run = catch_unwind(AssertUnwindSafe(|| self.machine.run_chain(core, memory, kick)));
+    fn run_kick(
+        &self,
+        memory: &Memory,
+        core: usize,
+        kick: &Kick,
+        budget: &mut Budget,
+        result: &mut CoreResult,
+    ) -> bool {
+        let chain = || self.machine.run_chain_within(core, memory, kick, Some(budget));
+        let run = catch_unwind(AssertUnwindSafe(chain));
         let (report, complete) = match run {
             Ok(Ok(report)) => (report, true),
             Ok(Err(stopped)) => {

@@ -1,9 +1,15 @@
 //! Rocket's scheduler: a queue of jobs for each core, worked off by a thread each.
+//!
+//! A job's simulated time is that of a job with the memory to itself. Jobs on other cores would share it on a board, but which of them run at
+//! the same moment of the device's time is not known here: threads overlap in the host's time, by chance. Three cores together are therefore
+//! faster at streaming than the board's memory.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
 
 use super::engine::{CoreWork, Engine};
 use super::fence::Fence;
@@ -22,7 +28,11 @@ const TIME_OUT: Duration = Duration::from_millis(JOB_TIMEOUT_MS);
 #[derive(Debug)]
 pub(super) struct Queue {
     shared: Arc<Shared>,
+    start: Start,
 }
+
+/// Starts the thread of a core.
+type Start = fn(&Arc<Shared>, core: usize) -> std::io::Result<()>;
 
 #[derive(Debug)]
 struct Shared {
@@ -70,14 +80,16 @@ pub(super) struct Queued {
 impl Queue {
     pub(super) fn new(engine: Engine, store: &Arc<Store>) -> Self {
         let store = Arc::clone(store);
-        Self { shared: Arc::new(Shared { engine, store, state: Mutex::default(), changed: Condvar::new() }) }
+        let shared = Arc::new(Shared { engine, store, state: Mutex::default(), changed: Condvar::new() });
+        Self { shared, start: Shared::start }
     }
 
     pub(super) fn engine(&self) -> &Engine {
         &self.shared.engine
     }
 
-    pub(super) fn push(&self, entity: &Entity, job: Queued) {
+    /// Queues a job. `ENOMEM`: the host gives no thread for its core; the job is over then, and nothing of it ran.
+    pub(super) fn push(&self, entity: &Entity, job: Queued) -> Result<(), Errno> {
         let shared = &self.shared;
         shared.store.books.jobs.fetch_add(1, Relaxed);
         let mut last = lock(&entity.last);
@@ -87,16 +99,19 @@ impl Queue {
         let core = unfinished.map_or_else(|| state.least_loaded(), |(core, _)| *core);
         *last = Some((core, Arc::downgrade(&job.fence)));
         let queue = &mut state.cores[core];
+        // Without a thread nothing is queued, and the next push tries again.
+        if !queue.has_thread && (self.start)(shared, core).is_err() {
+            drop(state);
+            shared.store.books.jobs.fetch_sub(1, Relaxed);
+            job.fence.signal();
+            return Err(Errno::ENOMEM);
+        }
+        queue.has_thread = true;
         queue.jobs.push_back(job);
         queue.load += 1;
-        if !queue.has_thread {
-            let shared = Arc::clone(shared);
-            let thread = std::thread::Builder::new().name(format!("rknpu-sim-core{core}"));
-            // Without a thread the job stays pending, which is a hang to its program, and the next push tries again.
-            queue.has_thread = thread.spawn(move || shared.work(core)).is_ok();
-        }
         drop(state);
         shared.changed.notify_all();
+        Ok(())
     }
 }
 
@@ -114,6 +129,12 @@ impl State {
 }
 
 impl Shared {
+    fn start(self: &Arc<Self>, core: usize) -> std::io::Result<()> {
+        let shared = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(format!("rknpu-sim-core{core}"));
+        thread.spawn(move || shared.work(core)).map(drop)
+    }
+
     fn work(&self, core: usize) {
         while let Some(job) = self.next(core) {
             for fence in &job.after {
@@ -139,7 +160,7 @@ impl Shared {
     fn run(&self, core: usize, job: Queued) {
         let work = CoreWork { core, kicks: job.kicks };
         let ends = |status: u32, _| status & DPU_INTERRUPTS != 0;
-        let mut result = self.engine.run(&job.space.memory, &[work], job.faults, ends);
+        let mut result = self.engine.run(&job.space.memory, &[work], job.faults, ends, TIME_OUT);
         let hung = !result.done() || result.elapsed >= TIME_OUT;
         if hung {
             result.elapsed = TIME_OUT;
@@ -155,5 +176,44 @@ impl Shared {
         } else {
             job.fence.signal()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Interface;
+    use crate::sim::Unwritten;
+    use crate::sim::kernel::SimConfig;
+
+    #[test]
+    fn a_job_without_a_thread_is_refused_and_waited_for_by_nobody() {
+        let store = Store::new(0);
+        let engine = Engine::new(&SimConfig { report: None, ..SimConfig::new(Interface::Rocket) });
+        let mut queue = Queue::new(engine, &store);
+        let (entity, space) = (Entity::default(), Space::new(Unwritten::Error, &store));
+        let push = |queue: &Queue| {
+            let fence = Arc::new(Fence::default());
+            let job = Queued {
+                kicks: Vec::new(),
+                space: Arc::clone(&space),
+                after: Vec::new(),
+                fence: Arc::clone(&fence),
+                objects: Vec::new(),
+                faults: JobFaults::default(),
+                log: Arc::default(),
+            };
+            (queue.push(&entity, job), fence)
+        };
+        queue.start = |_, _| Err(std::io::ErrorKind::OutOfMemory.into());
+        let (refused, fence) = push(&queue);
+        assert_eq!(refused, Err(Errno::ENOMEM));
+        assert!(fence.is_signalled());
+        assert_eq!(store.books.usage().jobs, 0);
+        queue.start = Shared::start;
+        let (taken, fence) = push(&queue);
+        assert_eq!(taken, Ok(()));
+        fence.wait(None);
+        assert_eq!(store.books.usage().jobs, 0);
     }
 }

@@ -217,8 +217,7 @@ impl RocketKernel for RocketFile {
         for object in &writes {
             *lock(&object.writer) = Some(Arc::clone(&job.fence));
         }
-        self.node.queue.push(&self.entity, job);
-        Ok(())
+        self.node.queue.push(&self.entity, job)
     }
 
     /// Waits for writers only: a job leaves no mark on what it reads. How they ended is not told.

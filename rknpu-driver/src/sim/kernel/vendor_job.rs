@@ -22,6 +22,9 @@ const STATUS_PAIRS: [u32; 6] = [0x3, 0xc, 0x30, 0xc0, 0x300, 0xc00];
 const POINTERS: u32 = 0xe;
 const CORE_SHIFT: u32 = 28;
 
+/// What a job may take on the device that nobody waits for: its own time-out counts from the next such job on, which may come late or never.
+const UNWATCHED: Duration = Duration::from_secs(6);
+
 /// A job as it is queued.
 struct Queued {
     args: rknpu_submit,
@@ -74,7 +77,7 @@ impl VendorFile {
         // The driver waits on, and reports the status of, the lowest core; the last task it remembers is that of the core it committed last.
         let (first, last) = (&result.cores[0], cores.last().copied().unwrap_or(0));
         job.write_status(last, cores.len(), first.status);
-        let timeout = Duration::from_millis(u64::from(args.timeout));
+        let timeout = job.time_out();
         if !result.done() || result.elapsed > timeout {
             args.task_counter = first.counter;
             if self.node.engine.real_time_outs {
@@ -133,7 +136,8 @@ impl VendorNode {
         let work: Result<Vec<_>, _> = cores.iter().map(|core| job.core_work(*core, cores.len())).collect();
         let work = work?;
         let taken = self.cores.take(mask)?;
-        let result = self.engine.run(&domain.space().memory, &work, job.faults, ends_chain);
+        let memory = &domain.space().memory;
+        let result = self.engine.run(memory, &work, job.faults, ends_chain, job.time_out());
         let left_hanging = !result.done() && job.args.flags & RKNPU_JOB_NONBLOCK != 0;
         let undisturbed = self.cores.release(taken, left_hanging);
         // A job that a reset ended is neither done nor timed out.
@@ -142,6 +146,11 @@ impl VendorNode {
 }
 
 impl Queued {
+    fn time_out(&self) -> Duration {
+        let own = Duration::from_millis(u64::from(self.args.timeout));
+        if self.args.flags & RKNPU_JOB_NONBLOCK != 0 { own.max(UNWATCHED) } else { own }
+    }
+
     /// The range of tasks that a core works on: the driver does not look at the job's own range.
     fn range(&self, core: usize, cores: usize) -> rknpu_subcore_task {
         let index = if cores == CORES { core + 2 } else { core };

@@ -292,6 +292,26 @@ fn a_job_longer_than_its_time_out_is_one_that_hangs() {
 }
 
 #[test]
+fn a_chain_that_outlasts_its_time_out_is_not_computed_to_its_end() {
+    let (node, file) = open("");
+    let limits = Limits { outputs: 32, ..Limits::default() };
+    let product = Product::planned(1, 32, 1000 * 32, &PlanOptions { limits, ..PlanOptions::default() });
+    let loaded = Loaded::new(&file, product, 0);
+    let mut submit = rknpu_submit { timeout: 1, ..loaded.submit };
+    assert_eq!(file.submit(&mut submit), Err(Errno::ETIMEDOUT));
+    assert!((1..1000).contains(&submit.task_counter), "{} tasks", submit.task_counter);
+    let why = node.last_stop().unwrap();
+    assert!(why.contains("still running after 1ms"), "{why}");
+    // A job that nobody waits for is not timed.
+    let flags = submit.flags | RKNPU_JOB_NONBLOCK;
+    file.submit(&mut rknpu_submit { timeout: 1, flags, ..loaded.submit }).unwrap();
+    while node.usage().jobs > 0 {
+        std::thread::yield_now();
+    }
+    assert!(loaded.is_right(&file));
+}
+
+#[test]
 fn more_tasks_than_the_counter_holds_are_committed_in_slices() {
     let (_, file) = open("");
     let limits = Limits { outputs: 32, ..Limits::default() };
