@@ -13,6 +13,8 @@
 //! approximates (tables, softmax and norms by bit tricks, partial sums rounded to int8 or fp16), it is asked only if there is no
 //! `refsim`, with the tolerance that the approximation needs.
 
+use std::collections::BTreeMap;
+
 use super::vector::{Approximation, Tensor, Values, Vector};
 
 /// Units in the last place of fp16 or bf16 that any result may differ by.
@@ -61,9 +63,11 @@ pub(crate) fn check(vector: &Vector, test: usize, outputs: &[(Tensor, Values)]) 
                 let Some(expected) = vector.values(&format!("{name}.{kind}")) else { continue };
                 let differing =
                     compare(tensor, values, &expected, rule).map_err(|why| format!("{kind}: {why}"))?;
-                notes.push(match differing {
-                    0 => (*kind).to_owned(),
-                    count => format!("{kind} ({count} of {} within tolerance)", values.len()),
+                notes.push(match differing.is_empty() {
+                    true => (*kind).to_owned(),
+                    false => {
+                        format!("{kind} ({} of {} within tolerance)", distribution(&differing), values.len())
+                    }
                 });
             }
         }
@@ -94,8 +98,11 @@ fn rules(vector: &Vector, tensor: &Tensor, output: &str) -> Vec<Rule> {
     let vendor = Rule { arrays: VENDOR, step: 1, per_mille, absolute: sum, relative: 0.0 };
     let vendor = match approximation {
         Approximation::None => vendor,
-        _ if has("refsim") => return vec![interpreter],
-        Approximation::Rounding => Rule { step: 40, per_mille: 500, ..vendor },
+        _ if has("refsim") => return vec![exact, interpreter],
+        // Rounded parts of a sum were off by up to 35 steps where inputs leave the calibrated range.
+        Approximation::Rounding if vector.splits_sums() => Rule { step: 40, per_mille: 500, ..vendor },
+        // At most 15 % by one step, measured where rounded results follow each other.
+        Approximation::Rounding => Rule { step: 2, per_mille: 200, ..vendor },
         Approximation::Table => Rule { per_mille: 1000, absolute: TABLE, ..vendor },
         Approximation::Norm => Rule { per_mille: 1000, absolute: NORM, ..vendor },
         Approximation::Softmax => Rule { step: 8, per_mille: 1000, relative: EXPONENTIAL, ..vendor },
@@ -104,8 +111,20 @@ fn rules(vector: &Vector, tensor: &Tensor, output: &str) -> Vec<Rule> {
     vec![exact, interpreter, vendor]
 }
 
-/// Number of elements that differ, all within the rule; else the first that is outside, or that there are too many.
-fn compare(tensor: &Tensor, values: &Values, expected: &Values, rule: Rule) -> Result<usize, String> {
+/// How often elements differ by how many steps (integers) or powers of two of the largest value (floats, rounded up).
+type Differences = BTreeMap<i32, usize>;
+
+/// `12 by 1, 3 by 2` of integers, `5 by 2^-12` of floats.
+fn distribution(differences: &Differences) -> String {
+    let part = |(size, count): (&i32, &usize)| match *size {
+        steps @ 1.. => format!("{count} by {steps}"),
+        exponent => format!("{count} by 2^{exponent}"),
+    };
+    differences.iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+/// The differences, all within the rule; else the first that is outside, or that there are too many.
+fn compare(tensor: &Tensor, values: &Values, expected: &Values, rule: Rule) -> Result<Differences, String> {
     let (name, bits) = (tensor.name.as_str(), if tensor.dtype == "bf16" { 7 } else { 10 });
     if values.len() != expected.len() {
         return Err(format!("{name} has {} elements, {} are expected", values.len(), expected.len()));
@@ -117,7 +136,7 @@ fn compare(tensor: &Tensor, values: &Values, expected: &Values, rule: Rule) -> R
     }
 }
 
-fn integers(tensor: &str, values: &[i64], expected: &[i64], rule: Rule) -> Result<usize, String> {
+fn integers(tensor: &str, values: &[i64], expected: &[i64], rule: Rule) -> Result<Differences, String> {
     let pairs = || values.iter().zip(expected).enumerate();
     if let Some((index, (value, want))) = pairs().find(|(_, (a, b))| (**a - **b).abs() > rule.step) {
         return Err(format!("{tensor}[{index}] is {value}, expected {want}"));
@@ -129,11 +148,23 @@ fn integers(tensor: &str, values: &[i64], expected: &[i64], rule: Rule) -> Resul
             "{differing} of {} elements differ, {allowed} may; the first: {tensor}[{index}] is {value}, expected {want}",
             values.len()
         )),
-        _ => Ok(differing),
+        _ => {
+            let mut differences = Differences::new();
+            for (_, (value, want)) in pairs().filter(|(_, (a, b))| a != b) {
+                *differences.entry(value.abs_diff(*want) as i32).or_default() += 1;
+            }
+            Ok(differences)
+        }
     }
 }
 
-fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule, bits: i32) -> Result<usize, String> {
+fn floats(
+    tensor: &str,
+    values: &[f32],
+    expected: &[f32],
+    rule: Rule,
+    bits: i32,
+) -> Result<Differences, String> {
     let largest = expected.iter().filter(|value| value.is_finite()).fold(0.0f32, |a, b| a.max(b.abs()));
     let within = |a: f32, b: f32| {
         let tolerance = (ULPS * ulp(b, bits)).max(largest * rule.absolute).max(b.abs() * rule.relative);
@@ -142,7 +173,16 @@ fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule, bits: i32)
     let mut pairs = values.iter().zip(expected).enumerate();
     match pairs.find(|(_, (a, b))| !within(**a, **b)) {
         Some((index, (value, want))) => Err(format!("{tensor}[{index}] is {value}, expected {want}")),
-        None => Ok(values.iter().zip(expected).filter(|(a, b)| a != b).count()),
+        None => {
+            let mut differences = Differences::new();
+            for (value, want) in
+                values.iter().zip(expected).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan()))
+            {
+                let part = ((value - want).abs() / largest).log2().ceil();
+                *differences.entry((part as i32).min(0)).or_default() += 1;
+            }
+            Ok(differences)
+        }
     }
 }
 
@@ -150,4 +190,43 @@ fn floats(tensor: &str, values: &[f32], expected: &[f32], rule: Rule, bits: i32)
 fn ulp(value: f32, bits: i32) -> f32 {
     const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
     2.0f32.powi(value.abs().max(SMALLEST_NORMAL).log2().floor() as i32 - bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rules for an int8 output of a graph with these operators, one task each, and these expectations.
+    fn rules_of(kinds: &[&str], expectations: &[&str]) -> Vec<(&'static str, i64)> {
+        let op = |id: usize| serde_json::json!({"id": id, "type": kinds[id], "inputs": [], "outputs": []});
+        let task = |op: usize| serde_json::json!({"op": op, "int_mask": 0, "regcfg_amount": 0, "regcmd_byte_offset": 0});
+        let array = |kind: &&str| {
+            (format!("t0.out.y.{kind}"), serde_json::json!({"dtype": "i1", "offset": 0, "nbytes": 0}))
+        };
+        let vector: Vector = serde_json::from_value(serde_json::json!({
+            "spec": {}, "inputs": [], "outputs": [], "tensors": [], "relocs": [], "core_programs": {},
+            "ops": (0..kinds.len()).map(op).collect::<Vec<_>>(),
+            "tasks": (0..kinds.len()).map(task).collect::<Vec<_>>(),
+            "arrays": expectations.iter().map(array).collect::<serde_json::Map<_, _>>(),
+        }))
+        .unwrap();
+        let tensor = serde_json::json!({
+            "id": 0, "name": "y", "dtype": "i8", "mem": "output", "shape": [], "native": [], "bytes": 0, "offset": 0
+        });
+        let tensor = serde_json::from_value(tensor).unwrap();
+        rules(&vector, &tensor, "t0.out.y").into_iter().map(|rule| (rule.arrays[0], rule.step)).collect()
+    }
+
+    #[test]
+    fn an_exact_expectation_is_never_left_out() {
+        let both = rules_of(&["Conv", "Add"], &["int_even", "refsim", "simq"]);
+        assert_eq!(both, [("int_even", 0), ("refsim", 0)]);
+    }
+
+    #[test]
+    fn only_split_sums_may_be_many_steps_off() {
+        assert_eq!(rules_of(&["Conv", "ConvAdd"], &["simq"])[2], ("simq", 40));
+        assert_eq!(rules_of(&["Conv", "exMatMul"], &["simq"])[2], ("simq", 2));
+        assert_eq!(rules_of(&["Conv"], &["simq"])[2], ("simq", 1));
+    }
 }

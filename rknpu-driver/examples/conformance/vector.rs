@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rknpu_driver::regcmd::registers::dpu::{bs_ow_cfg, feature_mode_cfg};
+use rknpu_driver::regcmd::{Field, Word};
 use serde::Deserialize;
 
 /// A compiled graph with its tests.
@@ -188,15 +190,37 @@ impl Vector {
         }
     }
 
+    fn computes(&self, kind: &str) -> bool {
+        self.ops.iter().any(|op| op.kind == kind && self.tasks.iter().any(|task| task.op == op.id))
+    }
+
+    /// Whether tasks transpose: as an operator, or with the DPU's modes within another one (softmax).
+    pub(crate) fn transposes(&self) -> bool {
+        let sets = |field: Field| {
+            self.words().any(|word| {
+                (word.target(), word.register()) == (field.block.target(), field.register)
+                    && field.get(word.value()) != 0
+            })
+        };
+        self.computes("Transpose") || sets(feature_mode_cfg::TP_EN) || sets(bs_ow_cfg::TP_ORG_EN)
+    }
+
+    /// The words of all tasks, addresses not filled in.
+    fn words(&self) -> impl Iterator<Item = Word> {
+        let words = self.bytes("regcmd").unwrap_or_default().as_chunks::<8>().0;
+        words.iter().map(|bytes| Word(u64::from_le_bytes(*bytes)))
+    }
+
+    /// Whether convolutions along parts of K are added up.
+    pub(crate) fn splits_sums(&self) -> bool {
+        self.computes("ConvAdd")
+    }
+
     /// Whether the stream writes entries of a look-up table.
     fn loads_tables(&self) -> bool {
         const LUT_ACCESS_CFG: u64 = 0x1001 << 48 | 0x4100;
         const WRITES: u64 = 1 << (16 + 17);
-        let words = self.bytes("regcmd").unwrap_or_default().as_chunks::<8>().0;
-        words
-            .iter()
-            .map(|bytes| u64::from_le_bytes(*bytes))
-            .any(|word| word & 0xffff_0000_0000_ffff == LUT_ACCESS_CFG && word & WRITES != 0)
+        self.words().any(|Word(word)| word & 0xffff_0000_0000_ffff == LUT_ACCESS_CFG && word & WRITES != 0)
     }
 
     /// Numbers of cores that there are programmes for.
