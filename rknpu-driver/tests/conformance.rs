@@ -39,6 +39,18 @@ fn streams_of_the_vendors_compiler_give_what_is_expected() {
 }
 
 #[test]
+fn only_transposes_read_what_nobody_wrote() {
+    let (result, _, output) = run(&unpacked("unwritten"), 0);
+    result.unwrap();
+    let refilled: Vec<&str> = output
+        .lines()
+        .filter(|line| line.contains("unwritten bytes read as 0x00"))
+        .filter_map(|line| line.split('_').next())
+        .collect();
+    assert_eq!(refilled, ["c02", "c04", "e20", "f01", "f02", "f12", "i12"], "{output}");
+}
+
+#[test]
 fn a_folder_without_vectors_is_an_error() {
     let folder = empty("empty");
     let (result, summary, _) = run(&folder, 0);
