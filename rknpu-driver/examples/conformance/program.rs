@@ -52,15 +52,13 @@ pub(crate) enum RunError {
 impl RunError {
     /// Whether bytes were read that nobody wrote.
     pub(crate) fn is_unwritten(&self) -> bool {
-        let fault = match self {
-            Self::Tensor { source, .. } => source,
-            Self::Stopped { source, .. } => match source.error.root() {
-                SimError::Memory { source, .. } => source,
-                _ => return false,
-            },
-            Self::Vector(_) | Self::Backing(_) | Self::Map(_) => return false,
-        };
-        matches!(fault, MemoryFault::Unwritten { .. })
+        match self {
+            Self::Tensor { source, .. } => matches!(source, MemoryFault::Unwritten { .. }),
+            Self::Stopped { source, .. } => {
+                matches!(source.error.root(), SimError::Memory { source: MemoryFault::Unwritten { .. }, .. })
+            }
+            Self::Vector(_) | Self::Backing(_) | Self::Map(_) => false,
+        }
     }
 }
 

@@ -138,17 +138,11 @@ fn judge_test(vector: &Vector, test: usize, fill: u8) -> Result<String, Outcome>
 fn stopped(error: &RunError) -> Outcome {
     let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     let text = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    let kind = match error {
-        RunError::Stopped { source, .. } => match source.error.root() {
-            SimError::Undecoded { kind, .. } => Some(*kind),
-            _ => None,
-        },
-        _ => None,
-    };
-    match kind {
-        Some(UndecodedKind::Layout | UndecodedKind::Compressed) => Outcome::Skipped(text),
-        Some(UndecodedKind::Other) | None => Outcome::Failed(text),
-    }
+    let unknown = matches!(error, RunError::Stopped { source, .. } if matches!(
+        source.error.root(),
+        SimError::Undecoded { kind: UndecodedKind::Layout | UndecodedKind::Compressed, .. }
+    ));
+    if unknown { Outcome::Skipped(text) } else { Outcome::Failed(text) }
 }
 
 #[cfg(test)]
