@@ -67,6 +67,8 @@ impl From<SealedBuffer> for JobBuffer {
 /// What to run. Each buffer that a task's commands name is in `reads` or `writes`, once; buffers between
 /// tasks of the job are in `writes`. The command buffer is in neither, and writing to it after the job was
 /// prepared makes the job refuse to run.
+///
+/// On rocket no task may read the buffer that the last task writes: a mark there shows whether the job ran.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// Address space of every buffer.

@@ -116,11 +116,15 @@ impl Inner {
         result
     }
 
-    /// Lets a job in: waits for others and hands over what an earlier sync could not.
-    pub(crate) fn enter_job(&self, write: bool) -> Result<(), SyncError> {
+    /// Lets a job in, before it is started: waits for others and hands over what an earlier sync could not.
+    /// A job that writes may leave a mark, bytes from an offset on, which nobody can overwrite before it does.
+    pub(crate) fn enter_job(&self, write: bool, mark: Option<(usize, &[u8])>) -> Result<(), SyncError> {
         let mut state = self.wait_for(|users| users.enter_job(write))?;
         let unsynced = state.unsynced.clone();
-        let handed_over = unsynced.map_or(Ok(()), |lines| self.hand_over(&mut state, lines));
+        let mut handed_over = unsynced.map_or(Ok(()), |lines| self.hand_over(&mut state, lines));
+        if let (true, Ok(()), Some((offset, bytes))) = (write, handed_over.clone(), mark) {
+            handed_over = self.leave_mark(&mut state, offset, bytes);
+        }
         if handed_over.is_err() {
             state.users.leave_job(write);
             self.left.notify_all();
@@ -128,6 +132,15 @@ impl Inner {
             self.epoch.fetch_add(1, Ordering::Release);
         }
         handed_over
+    }
+
+    /// Writes for a job that writes and has just come in.
+    fn leave_mark(&self, state: &mut State, offset: usize, bytes: &[u8]) -> Result<(), SyncError> {
+        self.object.begin_access(&(0..self.len))?;
+        // SAFETY: `enter_job`, the only caller, has let in a job that writes, which keeps guards and other jobs
+        // out, and still holds the lock; the job itself is started only after that. The slice ends here.
+        unsafe { self.bytes_mut(offset..offset + bytes.len()) }.copy_from_slice(bytes);
+        self.hand_over(state, 0..self.len)
     }
 
     /// Lets a job out, whether or not it ran.
@@ -223,8 +236,8 @@ impl Inner {
     /// Bytes that a write guard holds.
     ///
     /// # Safety
-    /// Nobody else reads or writes the bytes while the slice lives: a write guard over them is inside, and
-    /// this is its only slice.
+    /// Nobody else reads or writes the bytes while the slice lives: a write guard over them is inside, or a job
+    /// that writes and was not started, and this is its only slice.
     #[expect(clippy::mut_from_ref, reason = "exclusion is kept by the guards, not by a borrow")]
     pub(super) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
         assert!(range.start <= range.end && range.end <= self.mapping.len());

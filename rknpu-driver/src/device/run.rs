@@ -11,6 +11,7 @@ use super::{DeviceInner, Interface, run_rocket, run_vendor};
 use crate::buffer::Inner;
 use crate::error::{Fault, JobError, SyncError};
 use crate::job::check::Use;
+use crate::job::proof::Mark;
 use crate::job::{JobReport, Prepared, PreparedJob};
 
 /// Why a job failed, and what follows from it.
@@ -49,14 +50,15 @@ impl Failure {
 pub(super) struct Lease<'a>(Vec<&'a Use>);
 
 impl<'a> Lease<'a> {
-    /// Takes all buffers of a job, or none. Everyone takes them in the order of their addresses in memory, so
-    /// no two wait for each other.
-    pub(super) fn take(prepared: &'a Prepared) -> Result<Self, Failure> {
+    /// Takes all buffers of a job, or none, and leaves the mark in its buffer. Everyone takes them in the order
+    /// of their addresses in memory, so no two wait for each other.
+    pub(super) fn take(prepared: &'a Prepared, mark: Option<&Mark<'_>>) -> Result<Self, Failure> {
         let mut uses: Vec<&Use> = prepared.uses.iter().collect();
         uses.sort_by_key(|it| ptr::from_ref::<Inner>(&it.inner).addr());
         let mut lease = Lease(Vec::with_capacity(uses.len()));
         for it in uses {
-            it.inner.enter_job(it.write).map_err(|error| Failure::not_started(refusal(error, it)))?;
+            let mark = mark.and_then(|mark| mark.place(&it.inner));
+            it.inner.enter_job(it.write, mark).map_err(|error| Failure::not_started(refusal(error, it)))?;
             lease.0.push(it);
         }
         // Nobody writes the commands from here on.

@@ -9,7 +9,7 @@ use super::run::{Failure, Lease, settle};
 use super::{DeviceInner, SIMULATED_PATIENCE};
 use crate::error::{Fault, JobError};
 use crate::ioctl::retry;
-use crate::job::prepare::{Kicked, RocketJob};
+use crate::job::prepare::Kicked;
 use crate::job::proof::Mark;
 use crate::job::{JobReport, Prepared, PreparedJob};
 use crate::uapi::rocket::JOB_TIMEOUT_MS;
@@ -72,9 +72,8 @@ fn run_round(
 /// A job that was queued.
 struct Running<'a> {
     prepared: &'a Prepared,
-    job: &'a RocketJob,
     lease: Lease<'a>,
-    mark: Option<Mark>,
+    mark: Mark<'a>,
     started: Instant,
 }
 
@@ -83,19 +82,19 @@ impl<'a> Running<'a> {
         let (Kernel::Rocket(kernel), Kicked::Rocket(job)) = (&prepared.link.kernel, &prepared.kicked) else {
             return Err(Failure::not_started(JobError::Malformed("it is another interface's".to_owned())));
         };
-        let mark = job.proof.mark().map_err(Failure::not_started)?;
-        let lease = Lease::take(prepared)?;
+        let mark = job.proof.mark();
+        let lease = Lease::take(prepared, Some(&mark))?;
         let started = Instant::now();
         retry(|| kernel.submit(&job.tasks, &job.in_handles, &job.out_handles)).map_err(|errno| {
             // The call is all or nothing: an error of it, unlike an error in it, queued no job.
             let failure = Failure::of_call(&prepared.link, "DRM_IOCTL_ROCKET_SUBMIT", errno);
             Failure { may_run: false, ..failure }
         })?;
-        Ok(Self { prepared, job, lease, mark, started })
+        Ok(Self { prepared, lease, mark, started })
     }
 
     fn finish(self, device: &DeviceInner) -> Result<JobReport, Failure> {
-        let Self { prepared, job, lease, mark, started } = self;
+        let Self { prepared, lease, mark, started } = self;
         let waited = wait(prepared, device.info.simulated);
         if waited.as_ref().is_err_and(|failure| failure.may_run) {
             // Closed to others before the lease ends, so that nobody slips in between.
@@ -114,7 +113,7 @@ impl<'a> Running<'a> {
             let error = JobError::TimedOut { after: device_time };
             return Err(Failure { error, fault: Some(Fault::TimedOut), may_run: false });
         }
-        if !job.proof.was_written(mark.as_ref()).map_err(Failure::not_started)? {
+        if !mark.was_written().map_err(Failure::not_started)? {
             let error = JobError::WrongStatus { what: "no output of its last task".to_owned() };
             return Err(Failure { error, fault: Some(Fault::WrongStatus), may_run: false });
         }

@@ -27,7 +27,7 @@ pub(super) fn run(device: &DeviceInner, jobs: &[&PreparedJob]) -> Result<Vec<Job
             if let Some(fault) = device.shared.fault() {
                 return Err(JobError::Faulted(fault));
             }
-            let result = Lease::take(&job.0).and_then(|lease| {
+            let result = Lease::take(&job.0, None).and_then(|lease| {
                 let result = submit(&job.0);
                 if result.as_ref().is_err_and(|failure| failure.may_run) {
                     // Closed to others before the lease ends, so that nobody slips in between.

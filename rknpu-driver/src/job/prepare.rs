@@ -63,7 +63,7 @@ pub(crate) fn prepare(
     let tasks = u32::try_from(tasks).map_err(|_| JobError::Malformed("too many tasks".to_owned()))?;
     let kicked = match interface {
         Interface::Vendor => Kicked::Vendor(vendor_job(&job, link, tasks, iommu)?),
-        Interface::Rocket => Kicked::Rocket(rocket_job(&job, &uses, &addresses)),
+        Interface::Rocket => Kicked::Rocket(rocket_job(&job, &uses, &addresses)?),
     };
     let timeout = job.timeout.min(LONGEST);
     Ok(Prepared { domain: job.domain, link: link.clone(), uses, epoch, tasks, timeout, kicked })
@@ -137,7 +137,7 @@ fn task_bytes(task: &vendor::rknpu_task) -> [u8; 40] {
     bytes
 }
 
-fn rocket_job(job: &Job, uses: &[Use], addresses: &[Vec<Addresses>]) -> RocketJob {
+fn rocket_job(job: &Job, uses: &[Use], addresses: &[Vec<Addresses>]) -> Result<RocketJob, JobError> {
     let base = job.commands.iova();
     // Rocket counts a task's words with the tail, the vendor's driver without.
     let tasks = job.chains.iter().flat_map(|chain| &chain.tasks).map(|task| rocket::drm_rocket_task {
@@ -146,10 +146,10 @@ fn rocket_job(job: &Job, uses: &[Use], addresses: &[Vec<Addresses>]) -> RocketJo
     });
     let handles =
         |write: bool| uses.iter().filter(move |it| it.write == write).map(|it| it.inner.object.handle);
-    RocketJob {
+    Ok(RocketJob {
         tasks: tasks.collect(),
         in_handles: handles(false).collect(),
         out_handles: handles(true).collect(),
-        proof: Proof::choose(uses, addresses),
-    }
+        proof: Proof::choose(uses, addresses)?,
+    })
 }

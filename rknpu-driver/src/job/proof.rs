@@ -1,71 +1,76 @@
 //! How a job on rocket is seen to have run.
 //!
 //! Rocket's submit reports no job's error, and waiting succeeds after a job that was refused, or reset, just
-//! as after one that ran. So before a job starts, the first sixteen bytes that its last task will write get a
+//! as after one that ran. So when a job has its buffers and was not started, the first sixteen bytes that its last task will write get a
 //! value that is used once; found again afterwards, the task did not write. Tasks of a job run in order, so
 //! the last one stands for all.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check::{Use, find};
-use super::commands::{Addresses, Written};
-use crate::buffer::Buffer;
-use crate::error::SyncError;
+use super::commands::Addresses;
+use crate::buffer::{Buffer, Inner};
+use crate::error::{JobError, SyncError};
 
 /// Bytes that every task writes at least: one atom.
 pub(crate) const BYTES: usize = 16;
 
-/// Where to look.
+/// Where to look: the last task's first output bytes.
 #[derive(Debug)]
-pub(crate) enum Proof {
-    /// The last task's first output bytes.
-    Marker {
-        /// The buffer.
-        buffer: Buffer,
-        /// First byte.
-        offset: usize,
-    },
-    /// Nothing can be marked: the buffer is read in the same job, so a mark could be taken for data. Only the
-    /// time tells.
-    Time,
+pub(crate) struct Proof {
+    /// The buffer.
+    buffer: Buffer,
+    /// First byte.
+    offset: usize,
 }
 
-/// A mark that was set.
+/// A mark for one run.
 #[derive(Debug)]
-pub(crate) struct Mark([u8; BYTES]);
+pub(crate) struct Mark<'a> {
+    proof: &'a Proof,
+    bytes: [u8; BYTES],
+}
 
 impl Proof {
-    /// Looks for bytes that the last task writes and no task reads.
-    pub(crate) fn choose(uses: &[Use], addresses: &[Vec<Addresses>]) -> Self {
+    /// Looks for bytes that the last task writes and no task reads: a mark there could be taken for data.
+    pub(crate) fn choose(uses: &[Use], addresses: &[Vec<Addresses>]) -> Result<Self, JobError> {
+        let refused = |what: &str| JobError::Malformed(format!("nothing would show that it ran: {what}"));
         let tasks = addresses.iter().flatten();
-        let Some(&Written { address, .. }) = tasks.clone().last().and_then(|task| task.written.last()) else {
-            return Proof::Time;
+        let last = tasks.clone().last().and_then(|task| task.written.last());
+        let target = last.and_then(|last| find(uses, last.address).map(|target| (last.address, target)));
+        let Some((address, target)) = target.filter(|(_, target)| target.write) else {
+            return Err(refused("its last task has no output"));
         };
-        let Some(target) = find(uses, address).filter(|target| target.write) else { return Proof::Time };
         let offset = (address - target.inner.iova) as usize;
+        if offset + BYTES > target.inner.len {
+            return Err(refused("its last task's output has less than an atom"));
+        }
         let mut reads = tasks.flat_map(|task| &task.read);
         let read = reads
             .any(|&read| read != 0 && find(uses, read).is_some_and(|it| it.inner.iova == target.inner.iova));
-        if read || offset + BYTES > target.inner.len {
-            return Proof::Time;
+        if read {
+            return Err(refused("it reads the buffer that its last task writes"));
         }
-        Proof::Marker { buffer: Buffer(target.inner.clone()), offset }
+        Ok(Proof { buffer: Buffer(target.inner.clone()), offset })
     }
 
-    /// Marks the bytes, before the job has its buffers.
-    pub(crate) fn mark(&self) -> Result<Option<Mark>, SyncError> {
-        let Proof::Marker { buffer, offset } = self else { return Ok(None) };
-        let mark = Mark(unique());
-        let mut guard = buffer.write(*offset..offset + BYTES)?;
-        guard.copy_from_slice(&mark.0);
-        guard.finish()?;
-        Ok(Some(mark))
+    /// A mark, to be left where [`Mark::place`] says before the job starts.
+    pub(crate) fn mark(&self) -> Mark<'_> {
+        Mark { proof: self, bytes: unique() }
+    }
+}
+
+impl Mark<'_> {
+    /// The offset and the bytes, if this is the buffer they belong in.
+    pub(crate) fn place(&self, inner: &Arc<Inner>) -> Option<(usize, &[u8])> {
+        Arc::ptr_eq(inner, &self.proof.buffer.0).then_some((self.proof.offset, &self.bytes[..]))
     }
 
     /// Whether the bytes were written since; the job no longer has its buffers.
-    pub(crate) fn was_written(&self, mark: Option<&Mark>) -> Result<bool, SyncError> {
-        let (Proof::Marker { buffer, offset }, Some(mark)) = (self, mark) else { return Ok(true) };
-        Ok(buffer.read(*offset..offset + BYTES)?[..] != mark.0)
+    pub(crate) fn was_written(&self) -> Result<bool, SyncError> {
+        let Proof { buffer, offset } = self.proof;
+        Ok(buffer.read(*offset..offset + BYTES)?[..] != self.bytes)
     }
 }
 

@@ -38,6 +38,15 @@ pub(crate) struct Memory {
     pub(crate) flags: u32,
 }
 
+/// Something to be done within a call, once.
+pub(crate) struct Hook(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
 /// What a fake kernel knows.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -56,6 +65,8 @@ pub(crate) struct World {
     pub(crate) last_submit: vendor::rknpu_submit,
     pub(crate) last_lists: (Vec<u32>, Vec<u32>),
     pub(crate) no_iommu: bool,
+    /// The next hand-over of that object does this first.
+    pub(crate) before_fini: Option<(u32, Hook)>,
     /// Handles that the job which hangs may use; none with no such job.
     hung: Vec<u32>,
 }
@@ -349,6 +360,10 @@ impl RocketKernel for Fake {
     }
 
     fn fini_bo(&self, args: &mut rocket::drm_rocket_fini_bo) -> Result<(), Errno> {
+        let hook = self.world().before_fini.take_if(|(handle, _)| *handle == args.handle);
+        if let Some((_, Hook(deed))) = hook {
+            deed();
+        }
         let world = self.enter("fini_bo")?;
         if world.memory.contains_key(&args.handle) { Ok(()) } else { Err(Errno::ENOENT) }
     }

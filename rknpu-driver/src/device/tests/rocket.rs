@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::fake::{Fake, Jobs};
+use super::fake::{Fake, Hook, Jobs};
 use super::*;
 use crate::error::{ShareError, SyncError};
 
@@ -77,6 +77,44 @@ fn a_job_that_ran_nothing_is_an_error() {
     fakes[1].set_jobs(Jobs::Run);
     device.run(&[&prepared]).unwrap();
     assert_eq!(output.read(16..32).unwrap()[..], expected(1));
+}
+
+#[test]
+fn a_mark_is_not_overwritten_before_the_job_starts() {
+    let (fakes, device) = open();
+    // Jobs take their buffers in the order of memory: here the input first.
+    let at = |buffer: &Buffer| Arc::as_ptr(&buffer.0).addr();
+    let mut buffers = [0; 2].map(|_| device.allocate(DOMAIN, 256, BufferKind::Data).unwrap());
+    buffers.sort_by_key(at);
+    let [input, output] = buffers;
+    let job = job(&device, DOMAIN, &[(1, 1)], input.clone(), output.clone());
+    let prepared = prepare(&device, job).unwrap();
+    fakes[1].fail("fini_bo", Errno::EIO);
+    drop(input.write(..).unwrap());
+    // As the job takes its input, which has still to be handed over, someone writes the output.
+    let handle = input.0.object.handle;
+    let deed = Box::new(move || output.write(..).unwrap().fill(9));
+    fakes[1].world().before_fini = Some((handle, Hook(deed)));
+    fakes[1].set_jobs(Jobs::Skip);
+    assert!(matches!(device.run(&[&prepared]).unwrap_err(), JobError::WrongStatus { .. }));
+    assert!(fakes[1].world().before_fini.is_none(), "it was done");
+}
+
+#[test]
+fn a_job_that_could_not_be_seen_to_run_is_refused() {
+    let (_, device) = open();
+    let refused = |job: Job, text: &str| {
+        let error = prepare(&device, job).unwrap_err();
+        assert!(matches!(&error, JobError::Malformed(what) if what.contains(text)), "{error}");
+    };
+    let (output, mut job) = simple(&device, DOMAIN, &[(1, 1)]);
+    job.commands = device.allocate(DOMAIN, 64, BufferKind::Commands).unwrap();
+    let own = commands(&[(output.iova() + 64, output.iova())]);
+    job.commands.write(..).unwrap().copy_from_slice(&own);
+    refused(job.clone(), "reads the buffer that its last task writes");
+    let nowhere = commands(&[(0, 0)]);
+    job.commands.write(..).unwrap().copy_from_slice(&nowhere);
+    refused(job, "no output");
 }
 
 #[test]
