@@ -45,6 +45,14 @@ impl Received {
         }
     }
 
+    /// The strings of an array attribute, none if it is not there.
+    pub fn texts(&self, key: &str) -> Vec<String> {
+        let Some(Value::ArrayValue(array)) = self.value(key) else { return Vec::new() };
+        let values = array.values.into_iter().filter_map(|value| value.value);
+        let text = |value| if let Value::StringValue(text) = value { Some(text) } else { None };
+        values.filter_map(text).collect()
+    }
+
     fn value(&self, key: &str) -> Option<Value> {
         let attribute = self.span.attributes.iter().find(|attribute| attribute.key == key)?;
         attribute.value.clone()?.value

@@ -6,11 +6,12 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rookery_proto::v1::ListModelsRequest;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
     process::{Child, ChildStdin, Command},
 };
 
@@ -70,6 +71,8 @@ pub struct Serving {
     pub listen: SocketAddr,
     /// Where workers dial, if it is a control plane.
     pub link: Option<SocketAddr>,
+    /// Where its metrics are, if it was asked for them.
+    pub prometheus: Option<SocketAddr>,
 }
 
 impl Serving {
@@ -101,7 +104,22 @@ impl Serving {
         let ready: Value = serde_json::from_str(&line.with_context(|| format!("{what} ended"))?)?;
         let address = |key: &str| ready[key].as_str().and_then(|text| text.parse().ok());
         let listen = address("listen").with_context(|| format!("{what} says {ready}"))?;
-        Ok(Self { child, _stdin: stdin, listen, link: address("link") })
+        Ok(Self { child, _stdin: stdin, listen, link: address("link"), prometheus: address("prometheus") })
+    }
+
+    /// Its Prometheus page.
+    ///
+    /// # Errors
+    /// When it has none, or does not answer.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let address = self.prometheus.context("started without --prometheus-listen")?;
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let (head, page) = answer.split_once("\r\n\r\n").context("no end of the headers")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        Ok(page.to_owned())
     }
 
     /// Kills it as the kernel would, without a chance to say goodbye.

@@ -8,6 +8,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use rookery_proto::{
     semconv::{attribute, span},
     status::{self, Reason},
+    v1::ListModelsRequest,
 };
 use rookery_tests::{
     bundles::{MODEL, tiny},
@@ -200,5 +201,92 @@ async fn a_step_on_an_npu_is_one_span_with_sums() {
         }
         assert_eq!(step.integer(attribute::NPU_FALLBACKS), Some(0));
         assert!(step.text(attribute::BACKEND).starts_with("npu-sim/vendor"));
+    }
+}
+
+/// The sum of a metric's values on a Prometheus page, over the samples that have this label.
+fn sample(page: &str, metric: &str, label: &str) -> f64 {
+    let mine = |line: &&str| line.strip_prefix(metric).is_some_and(|rest| rest.starts_with('{'));
+    let values = page.lines().filter(mine).filter(|line| line.contains(label));
+    values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+/// Reads a process's Prometheus page until it satisfies `wanted`: the engine tells its load after a token is sent.
+async fn page_with(process: &Serving, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let reading = async {
+        loop {
+            let page = process.metrics().await.unwrap();
+            if wanted(&page) {
+                return page;
+            }
+        }
+    };
+    within(what, reading).await
+}
+
+#[tokio::test]
+async fn a_fault_of_the_npu_is_in_the_trace_the_metrics_and_the_list_of_models() {
+    let request = || text("The rooks came back", 8);
+    let processor = worker(&["--backend", "cpu"], &[]).await;
+    let expected = generate(&client(processor.listen), request()).await.unwrap().token_ids;
+    let collector = Collector::start().await.unwrap();
+    let endpoint = collector.endpoint();
+    let library = simulated_node().unwrap();
+    for (fault, kind, words, resets) in [
+        ("timeout@40", "timeout", "NPU: a job did not end in time", 1.0),
+        ("dead@40", "device_gone", "NPU: the device is gone", 0.0),
+        ("seed=3,flip@40", "wrong_result", "NPU: a result failed its checksum", 1.0),
+    ] {
+        let any = "127.0.0.1:0";
+        let page = ["--prometheus-listen", any];
+        let plane = [&["control-plane", "--listen", any, "--link-listen", any], &page[..]].concat();
+        let plane = Serving::start(&plane).await.unwrap();
+        let link = plane.link.unwrap().to_string();
+        let flags = ["--backend", "npu", "--control-plane", &link, "--otlp-endpoint", &endpoint];
+        let variables = [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("RKNPU_SIM", "vendor"),
+            ("RKNPU_SIM_FAULTS", fault),
+            ("ROOKERY_WORKER__NPU__JOB_TIMEOUT", "1s"),
+        ];
+        let worker = worker(&[&flags[..], &page].concat(), &variables).await;
+        let answer = generate(&client(worker.listen), request()).await.unwrap();
+        assert_eq!(answer.token_ids, expected, "{fault}");
+
+        let faulty = |received: &&Received| {
+            let told = received.span.name == span::NPU_STEP;
+            told && received.texts(attribute::NPU_FAULT).iter().any(|told| told == kind)
+        };
+        let any_faulty = |spans: &[Received]| spans.iter().any(|received| faulty(&received));
+        let spans = collector.until(&format!("a step's span says {kind}"), any_faulty).await;
+        let step = spans.iter().find(faulty).unwrap();
+        assert!(step.integer(attribute::NPU_FALLBACKS).is_some_and(|calls| calls > 0), "{fault}");
+
+        let degraded = |page: &str| sample(page, "rookery_degraded", "") == 1.0;
+        let page = page_with(&worker, "the metrics say that the engine is degraded", degraded).await;
+        let label = format!("rookery_npu_fault=\"{kind}\"");
+        assert!(sample(&page, "rookery_npu_faults_total", &label) >= 1.0, "{fault}: {page}");
+        assert!(sample(&page, "rookery_npu_resets_total", "") >= resets, "{fault}: {page}");
+        assert!(sample(&page, "rookery_npu_fallbacks_total", "") >= 1.0, "{fault}: {page}");
+        for counter in ["rookery_npu_transferred_bytes_total", "rookery_engine_steps_total"] {
+            assert!(sample(&page, counter, "") > 0.0, "{counter}: {page}");
+        }
+        page_with(&plane, "the control plane counts the gateway", |page| {
+            page.lines().any(|line| line.starts_with("rookery_gateways_degraded") && line.ends_with(" 1"))
+        })
+        .await;
+
+        let models =
+            client(plane.listen).list_models(ListModelsRequest {}).await.unwrap().into_inner().models;
+        assert_eq!(
+            (models[0].degraded_gateways, &models[0].degraded),
+            (1, &format!("gw-0: {words}")),
+            "{fault}"
+        );
+        let mut command = rookery().unwrap();
+        command.args(["models", "list", "--endpoint", &format!("http://{}", worker.listen)]);
+        let output = within("rookery models list", command.output()).await.unwrap();
+        let table = String::from_utf8(output.stdout).unwrap();
+        assert!(table.contains(&format!("degraded: {words}")), "{table}");
     }
 }

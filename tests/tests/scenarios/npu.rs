@@ -128,6 +128,14 @@ async fn a_gateway_whose_npu_dies_stays_in_service_and_says_why() {
         }
     })
     .await;
+    for (address, reason) in
+        [(plane.address(), "gw-npu: NPU: the device is gone"), (worker.address(), "NPU: the device is gone")]
+    {
+        let models = client(address).list_models(v1::ListModelsRequest {}).await.unwrap().into_inner().models;
+        let [model] = &models[..] else { panic!("{models:?}") };
+        assert_eq!((model.degraded_gateways, &*model.degraded), (1, reason));
+        assert!(model.backends[0].starts_with("npu"), "{:?}", model.backends);
+    }
     let mut health = HealthClient::new(channel(worker.address()));
     let request = HealthCheckRequest { service: String::new() };
     let status = health.check(request).await.unwrap().into_inner().status;
