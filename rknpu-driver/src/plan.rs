@@ -35,6 +35,7 @@ mod cost;
 mod encode;
 pub mod geometry;
 mod options;
+mod output_cube;
 mod pack;
 mod partition;
 mod requantise;
@@ -53,6 +54,7 @@ pub use cache::PlanCache;
 pub use choose::{Axis, Choice, Order, Tiling};
 pub use cost::Cost;
 pub use options::{Limits, OutputStage, PlanError, PlanOptions, WeightOrder};
+pub use output_cube::OutputCube;
 pub use partition::Stack;
 pub use requantise::{MOST_SCALE, MOST_SHIFT, MULTIPLIER_SHIFT, Requantise, shift_ties_even};
 
