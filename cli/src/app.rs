@@ -107,7 +107,7 @@ fn dispatch(
         Command::Generate(args) => runtime.block_on(generate::run(args)),
         Command::Models(args) => runtime.block_on(models::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(args, config)),
-        Command::Npu(args) => npu::run(&args),
+        Command::Npu(args) => npu::run(&args, &config),
         Command::Worker(args) => runtime.block_on(worker::run(args.supervised, config, prometheus)),
         Command::ControlPlane(args) => {
             runtime.block_on(control_plane::run(args.supervised, config, prometheus))

@@ -152,14 +152,14 @@ impl Command {
             Command::Worker(args) => args.flags(flags),
             Command::ControlPlane(args) => args.flags(flags),
             Command::Bench(args) => args.engine().apply(flags),
+            Command::Npu(args) => args.flags(flags),
             Command::Demo(_)
             | Command::Up(_)
             | Command::Pull(_)
             | Command::Pack(_)
             | Command::Inspect(_)
             | Command::Generate(_)
-            | Command::Models(_)
-            | Command::Npu(_) => {}
+            | Command::Models(_) => {}
         }
     }
 }

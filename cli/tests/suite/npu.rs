@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{rookery, run};
+use crate::support::{bundle, rookery, run, tiny_bundle};
 
 fn npu(arguments: &[&str]) -> (Option<i32>, String, String) {
     run(rookery().arg("npu").args(arguments))
@@ -157,7 +157,8 @@ fn measurements_of_a_simulation_say_so_and_are_the_models() {
 fn the_worker_reads_what_calibration_writes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("board.toml");
-    let (code, _, error) = run(rookery().args(["npu", "calibrate", "--device", "sim", "--out"]).arg(&file));
+    let (code, _, error) =
+        run(rookery().args(["npu", "calibrate", "--device", "sim", "--threads", "1", "--out"]).arg(&file));
     assert_eq!(code, Some(0), "{error}");
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(text.contains("simulated"), "{text}");
@@ -174,6 +175,55 @@ fn the_worker_reads_what_calibration_writes() {
     let duration = |key: &str| humantime::parse_duration(board[key].as_str().unwrap()).unwrap().as_micros();
     assert!((165..170).contains(&duration("submit-overhead")), "{board}");
     assert!((15..18).contains(&duration("task-overhead")), "{board}");
+    // The processor's part is this machine's: it is written, and it is not the default.
+    let written: toml::Table = text.parse().unwrap();
+    let (written, defaults) =
+        (&written["worker"]["npu"]["board"], [("bytes", 1.2e10), ("macs", 3e10), ("pack-bytes", 2e9)]);
+    for (what, default) in defaults {
+        let key = format!("cpu-{what}-per-second");
+        let found = board[&key].as_float().unwrap();
+        assert_eq!(written[&key].as_float().unwrap(), found, "{key}");
+        assert!(found > 1e6 && found != default, "{key}: {found}");
+    }
+}
+
+#[test]
+fn answers_of_the_simulated_npu_have_the_bits_of_the_processor() {
+    let folder = tempfile::tempdir().unwrap();
+    for recipe in ["w8", "w4"] {
+        let bundle = bundle(folder.path(), recipe);
+        let bundle = bundle.to_str().unwrap();
+        let compare = ["compare", bundle, "--tokens", "6", "--threads", "2", "--prompt", "a rook"];
+        let (code, text, error) = npu(&compare);
+        assert_eq!(code, Some(0), "{recipe}: {error}{text}");
+        assert!(text.contains("tokens: 6 of 6 equal") && text.contains("simulator"), "{text}");
+        let (code, json, error) = run(rookery().arg("npu").args(compare).arg("--json"));
+        assert_eq!(code, Some(0), "{error}");
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&report["equal_logits"], &report["recipe"]), (&report["logits"], &recipe.into()));
+        assert!(report["npu_calls"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(report["npu_calls"], report["calls"], "nothing is left to the processor: {report}");
+    }
+}
+
+#[test]
+fn a_comparison_that_fails_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    let compare = |policy: &str| {
+        let command = ["npu", "compare", bundle.to_str().unwrap(), "--tokens", "2"];
+        run(rookery().args(command).env("ROOKERY_WORKER__NPU__POLICY", policy))
+    };
+    let (code, _, error) = compare("npu");
+    assert_eq!(code, Some(0), "{error}");
+    let (code, _, error) = compare("cpu");
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("the NPU did not compute") && error.contains("hint:"), "{error}");
+    // In fp16 nothing stays the same, and that is what the comparison is for.
+    let command = ["npu", "compare", bundle.to_str().unwrap(), "--tokens", "2"];
+    let fused = run(rookery().args(command).env("ROOKERY_WORKER__NPU__FUSED", r#"["norm", "silu"]"#));
+    assert_eq!(fused.0, Some(1), "{}", fused.2);
+    assert!(fused.2.contains("differ"), "{}", fused.2);
 }
 
 #[test]
@@ -186,6 +236,9 @@ fn command_lines_that_make_no_sense_are_usage_errors() {
         &["selftest", "--device", "sim", "--precision", "int5"],
         &["selftest", "--device", "sim", "--count", "0"],
         &["bench", "--device", "gpu"],
+        &["compare"],
+        &["compare", "x", "--tokens", "0"],
+        &["compare", "x", "--backend", "cpu"],
         &["disasm"],
         &[],
     ] {
@@ -201,6 +254,7 @@ fn a_node_that_is_no_npu_is_named() {
         assert_eq!(code, Some(1), "{command}: {text}{error}");
         assert!(format!("{text}{error}").contains("/dev/null"), "{command}: {text}{error}");
         assert!(error.contains("hint:"), "{command}: {error}");
+        assert!(error.contains("no node of rknpu or rocket (found: no NPU driver)"), "{command}: {error}");
     }
 }
 

@@ -33,9 +33,14 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 
 /// Packs a tiny model into `folder` and returns the bundle.
 pub(crate) fn tiny_bundle(folder: &Path) -> PathBuf {
-    let bundle = folder.join("tiny-w8");
+    bundle(folder, "w8")
+}
+
+/// The same by another recipe.
+pub(crate) fn bundle(folder: &Path, recipe: &str) -> PathBuf {
+    let bundle = folder.join(format!("tiny-{recipe}"));
     let (code, _, error) = run(rookery()
-        .args(["pack", "--name", "tiny", "--threads", "1", "--output"])
+        .args(["pack", "--name", "tiny", "--threads", "1", "--recipe", recipe, "--output"])
         .arg(&bundle)
         .arg(fixture("qwen2.gguf")));
     assert_eq!(code, Some(0), "{error}");

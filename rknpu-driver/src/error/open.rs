@@ -36,7 +36,7 @@ pub enum OpenError {
         source: Errno,
     },
     /// The node belongs to another driver.
-    #[error("{} belongs to the driver {found}, not to {expected}; name the NPU's node", .node.display())]
+    #[error("{} is no node of {expected} (found: {found}); name the NPU's node", .node.display())]
     OtherDriver {
         /// The node.
         node: PathBuf,

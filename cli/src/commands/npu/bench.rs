@@ -9,9 +9,10 @@ use rknpu_driver::shape::Precision;
 use rknpu_driver::timing::{Board, TaskWork, job_time};
 use serde::Serialize;
 
-use super::device::{DeviceArgs, board, describe};
-use super::product::{Dimensions, Product, ProductError, Values, parse_precision};
-use crate::error::{Failure, OrFail};
+use super::device::{DeviceArgs, board, describe, not_computed};
+use super::dimensions::{Dimensions, parse_precision};
+use super::product::{Product, ProductError, Values};
+use crate::error::Failure;
 use crate::output::{self, Table};
 
 /// Measures matrix products by shape, precision and cores, beside what the timing model predicts.
@@ -119,9 +120,9 @@ fn measure(
     let values = Values::random(&shape, 1);
     let board = board(device);
     let options = PlanOptions { cores: usize::from(cores), board, ..PlanOptions::default() };
-    let failed = || format!("could not measure {shape} on {cores} cores");
-    let product = Product::new(device, shape, &values, &options).or_fail(failed)?;
-    let seconds = shortest(device, &product, repeat).or_fail(failed)?.as_secs_f64();
+    let failed = |error| not_computed(device, format!("could not measure {shape} on {cores} cores"), error);
+    let product = Product::new(device, shape, &values, &options).map_err(failed)?;
+    let seconds = shortest(device, &product, repeat).map_err(failed)?.as_secs_f64();
     let work = product.work();
     let bytes: u64 = work.iter().flatten().map(TaskWork::bytes).sum();
     Ok(Row {

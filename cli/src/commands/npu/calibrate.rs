@@ -11,12 +11,18 @@ use rknpu_driver::shape::{MatmulShape, Precision};
 use rknpu_driver::timing::{Board, MacFormat, TaskWork};
 
 use super::bench::shortest;
-use super::device::{DeviceArgs, board, describe};
+use super::device::{DeviceArgs, board, describe, not_computed};
 use super::product::{Product, ProductError, Values};
+use crate::config::{Config, Flags};
 use crate::error::{Failure, OrFail};
 use crate::output;
 
-/// Measures what a submission, a task, a byte and a multiply-add cost, and writes them as settings of the worker.
+mod processor;
+
+use processor::Processor;
+
+/// Measures what a submission, a task, a byte and a multiply-add cost on the NPU, and bytes and multiply-adds on the
+/// processor, and writes them as settings of the worker.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Set the clocks first (docs/npu.md, \"On a real board\"), and let nothing else use the NPU or much memory.
@@ -34,7 +40,20 @@ pub(super) struct CalibrateArgs {
     /// Runs of each measurement. Default: 30; 1 on a simulated NPU, where all are equal.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
+    /// Threads of the processor's part: as many as the worker will have.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
 }
+
+impl CalibrateArgs {
+    /// The settings that the flags make.
+    pub(super) fn flags(&self, flags: &mut Flags) {
+        flags.set("worker.engine.threads", self.threads);
+    }
+}
+
+/// Runs of each measurement of the processor, unless --repeat says otherwise: some are long.
+const PROCESSOR_RUNS: u32 = 10;
 
 /// What was measured.
 #[derive(Clone, Debug)]
@@ -60,11 +79,18 @@ struct Sample {
 ///
 /// # Errors
 /// If there is no device, it does not compute, the figures make no sense, or the file cannot be written.
-pub(super) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &CalibrateArgs, config: &Config) -> Result<(), Failure> {
+    let engine = config.worker.engine.validate();
+    let engine = engine
+        .map_err(|error| Failure::config("the engine's configuration cannot be used").caused_by(error))?;
+    let kernels = engine.kernels().or_fail(|| "the processor cannot be measured".to_owned())?;
     let device = args.device.open()?;
     let repeat = args.repeat.unwrap_or(if device.info().simulated { 1 } else { 30 });
     let constants = measure(&device, repeat)?;
-    let text = settings(&device, &constants);
+    let processor = processor::measure(kernels, engine.threads, args.repeat.unwrap_or(PROCESSOR_RUNS))
+        .or_fail(|| "the processor cannot be measured".to_owned())?;
+    let on = format!("{}, {} threads", kernels.isa(), engine.threads);
+    let text = settings(&device, &constants, &processor, &on);
     match &args.out {
         None => output::write(&text),
         Some(file) => {
@@ -83,14 +109,14 @@ pub(super) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
 /// # Errors
 /// If a product cannot be computed, or times contradict the model so far that a constant comes out negative.
 pub(super) fn measure(device: &Device, repeat: u32) -> Result<Constants, Failure> {
-    let failed = || "a measurement failed".to_owned();
+    let failed = |error| not_computed(device, "a measurement failed".to_owned(), error);
     let samples = [
         sample(device, (1, 32, 32), Precision::Int8, None, 1, repeat),
         sample(device, (1, 4096, 32), Precision::Int8, Some(32), 1, repeat),
         sample(device, (1, 2048, 2048), Precision::Int8, None, 1, repeat),
         sample(device, (1, 4096, 4096), Precision::Int8, None, 1, repeat),
     ];
-    let samples: Vec<Sample> = samples.into_iter().collect::<Result<_, _>>().or_fail(failed)?;
+    let samples: Vec<Sample> = samples.into_iter().collect::<Result<_, _>>().map_err(failed)?;
     let [submit, task, per_byte] =
         least_squares(&samples).ok_or_else(|| nonsense("the samples are too alike"))?;
     if !(submit >= 0.0 && task >= 0.0 && per_byte > 0.0) {
@@ -101,7 +127,7 @@ pub(super) fn measure(device: &Device, repeat: u32) -> Result<Constants, Failure
     let mut bytes_per_s = vec![1.0 / per_byte];
     for cores in 2..=device.info().cores {
         let (product, work, seconds) =
-            timed(device, (1, 4096, 4096), Precision::Int8, None, cores, repeat).or_fail(failed)?;
+            timed(device, (1, 4096, 4096), Precision::Int8, None, cores, repeat).map_err(failed)?;
         let bytes: u64 = work.iter().flatten().map(TaskWork::bytes).sum();
         let chain = work.iter().map(Vec::len).max().unwrap_or_default();
         drop(product);
@@ -110,7 +136,7 @@ pub(super) fn measure(device: &Device, repeat: u32) -> Result<Constants, Failure
     let mut macs_per_s = Vec::new();
     for precision in Precision::ALL {
         let (product, work, seconds) =
-            timed(device, (256, 1024, 1024), precision, None, 1, repeat).or_fail(failed)?;
+            timed(device, (256, 1024, 1024), precision, None, 1, repeat).map_err(failed)?;
         let cycles: u64 = work.iter().flatten().map(|task| task.mac_cycles).sum();
         let computing = seconds - submit - product.tasks() as f64 * task;
         let cycles_per_s = rate(cycles as f64, computing)?;
@@ -195,7 +221,7 @@ fn least_squares(samples: &[Sample]) -> Option<[f64; 3]> {
 }
 
 /// The worker's settings as TOML, with what is not a setting as comments.
-fn settings(device: &Device, constants: &Constants) -> String {
+fn settings(device: &Device, constants: &Constants, processor: &Processor, on: &str) -> String {
     let all = constants.bytes_per_s.last().copied().unwrap_or_default();
     let clock = constants
         .macs_per_s
@@ -204,7 +230,7 @@ fn settings(device: &Device, constants: &Constants) -> String {
         .map_or(0.0, |(_, rate)| rate / MacFormat::Int8.macs_per_cycle() as f64);
     let mut text = format!("# Measured by `rookery npu calibrate` on this device: {}.\n", describe(device));
     if device.info().simulated {
-        text.push_str("# Every figure is simulated: the model's own constants, not a board's.\n");
+        text.push_str("# Figures of the NPU are simulated: the model's own constants, not a board's.\n");
     }
     // Writing to a String cannot fail.
     for (index, rate) in constants.bytes_per_s.iter().enumerate() {
@@ -214,6 +240,7 @@ fn settings(device: &Device, constants: &Constants) -> String {
     for (precision, rate) in &constants.macs_per_s {
         let _ = writeln!(text, "# {} on one core: {:.0} G multiply-adds/s", precision.name(), rate / 1e9);
     }
+    let _ = writeln!(text, "# The processor's figures (cpu-…) were taken on this machine: {on}.");
     let _ = write!(
         text,
         "[worker.npu.board]\nnpu-clock-hz = {clock:.0}.0\nnpu-bytes-per-second = {all:.0}.0\n\
@@ -221,6 +248,13 @@ fn settings(device: &Device, constants: &Constants) -> String {
         micros(constants.submit),
         micros(constants.task),
     );
+    for (key, value) in [
+        ("cpu-bytes-per-second", processor.bytes_per_s),
+        ("cpu-macs-per-second", processor.macs_per_s),
+        ("cpu-pack-bytes-per-second", processor.pack_bytes_per_s),
+    ] {
+        let _ = writeln!(text, "{key} = {value:.0}.0");
+    }
     text
 }
 

@@ -8,6 +8,7 @@ use rknpu_driver::error::OpenError;
 use rknpu_driver::sim::kernel::{self, SimConfig};
 use rknpu_driver::timing::Board;
 
+use super::product::ProductError;
 use crate::error::Failure;
 
 /// Flags of every command that works on a device.
@@ -97,6 +98,27 @@ impl DeviceArgs {
     }
 }
 
+/// A product that was not computed, as the failure of `what`. A device that a job left stuck is reset, so that the next
+/// command finds it working.
+pub(super) fn not_computed(device: &Device, what: String, error: ProductError) -> Failure {
+    let recovery = recover(device);
+    let failure = Failure::new(what).caused_by(error);
+    match recovery {
+        None => failure.hint("`rookery npu info` looks at the device, `rookery npu selftest` tries it"),
+        Some(recovery) => {
+            failure.hint(format!("{recovery}; `rookery npu selftest --cores 1` tries the device"))
+        }
+    }
+}
+
+/// Resets a device that needs it and says what came of that.
+pub(super) fn recover(device: &Device) -> Option<&'static str> {
+    device.is_faulted().then(|| match device.reset() {
+        Ok(_) => "a reset brought the device back",
+        Err(_) => "a reset did not bring the device back: load its driver anew, or restart the board",
+    })
+}
+
 /// The constants that are assumed of a device's board.
 pub(super) fn board(device: &Device) -> Board {
     match device.info().interface {
@@ -116,5 +138,31 @@ pub(super) fn describe(device: &Device) -> String {
         (_, true) => format!("simulated NPU, {} cores, model of the {driver} driver", info.cores),
         (Some(node), false) => format!("NPU at {}, {} cores, {driver} driver", node.display(), info.cores),
         (None, false) => format!("NPU, {} cores, {driver} driver", info.cores),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rknpu_driver::plan::PlanOptions;
+    use rknpu_driver::shape::{MatmulShape, Precision};
+    use rknpu_driver::sim::faults::{Fault, FaultPlan, Trigger};
+
+    use super::*;
+    use crate::commands::npu::product::{Product, Values};
+
+    #[test]
+    fn a_device_that_hangs_is_reset_and_the_next_step_is_named() {
+        let faults = Some(FaultPlan::new(1).with(Fault::TimeOut, Trigger::At(1)));
+        let config = SimConfig { faults, report: None, ..SimConfig::new(Interface::Vendor) };
+        let device = kernel::device(config).unwrap();
+        let shape = MatmulShape::new(1, 32, 32, Precision::Int8).unwrap();
+        let values = Values::random(&shape, 1);
+        let product = Product::new(&device, shape, &values, &PlanOptions::default()).unwrap();
+        let error = product.run(&device).unwrap_err();
+        let mut text = Vec::new();
+        not_computed(&device, "a measurement failed".to_owned(), error).report(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("hint: a reset brought the device back; `rookery npu selftest"), "{text}");
+        assert!(!device.is_faulted());
     }
 }

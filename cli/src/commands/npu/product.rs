@@ -1,8 +1,6 @@
 //! One matrix product on a device, from a seed to checked results.
 
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,81 +10,13 @@ use rknpu_driver::device::{Device, DomainId};
 use rknpu_driver::error::{AllocateError, JobError, SyncError};
 use rknpu_driver::job::PreparedJob;
 use rknpu_driver::layout::weights;
-use rknpu_driver::oracle::{Generator, matmul_int};
+use rknpu_driver::oracle::Generator;
 use rknpu_driver::plan::{BindError, BoundMatmul, MatmulPlan, Operands, PlanError, PlanOptions};
 use rknpu_driver::shape::{MatmulShape, Precision, ShapeError};
 use rknpu_driver::timing::TaskWork;
 
 /// Longest time for one product: far beyond any of them, so what takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// M, K and N of a product as the command line writes them: `16x896x4864`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Dimensions {
-    pub(super) rows: usize,
-    pub(super) inner: usize,
-    pub(super) outputs: usize,
-}
-
-impl Dimensions {
-    /// The product of these dimensions.
-    ///
-    /// # Errors
-    /// Dimensions that no product can have, or whose matrices are too large to make up and compare.
-    pub(super) fn shape(self, precision: Precision) -> Result<MatmulShape, DimensionsError> {
-        let shape = MatmulShape::new(self.rows, self.inner, self.outputs, precision)?;
-        // The shape's own limits keep these far from overflow.
-        let sides = [self.rows * self.inner, self.inner * self.outputs, self.rows * self.outputs];
-        if sides.iter().any(|elements| *elements > MOST_ELEMENTS) {
-            return Err(DimensionsError::TooLarge);
-        }
-        Ok(shape)
-    }
-}
-
-/// Most elements of a matrix: a gigabyte of int8.
-const MOST_ELEMENTS: usize = 1 << 30;
-
-/// Why dimensions are refused.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum DimensionsError {
-    /// No product has them.
-    #[error(transparent)]
-    Shape(#[from] ShapeError),
-    /// The matrices are too large.
-    #[error("a matrix would have more than {MOST_ELEMENTS} elements")]
-    TooLarge,
-}
-
-impl FromStr for Dimensions {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers: Vec<usize> =
-            text.split('x').map(str::parse).collect::<Result<_, _>>().map_err(|error| {
-                format!("three numbers with an x between them are wanted (MxKxN): {error}")
-            })?;
-        match numbers[..] {
-            [rows, inner, outputs] => Ok(Dimensions { rows, inner, outputs }),
-            _ => Err(format!("three numbers are wanted (MxKxN), there are {}", numbers.len())),
-        }
-    }
-}
-
-impl fmt::Display for Dimensions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}x{}", self.rows, self.inner, self.outputs)
-    }
-}
-
-/// A precision as the command line writes it.
-///
-/// # Errors
-/// A text for clap to show.
-pub(super) fn parse_precision(text: &str) -> Result<Precision, String> {
-    let known = Precision::ALL.into_iter().find(|precision| precision.name() == text);
-    known.ok_or_else(|| "int8, int4 and fp16 are possible".to_owned())
-}
 
 /// Why a product could not be computed.
 #[derive(Debug, thiserror::Error)]
@@ -314,87 +244,9 @@ fn lane(
     Ok(Lane { columns, plan, bound, output })
 }
 
-/// The first element of a result that is wrong.
-#[derive(Debug, PartialEq)]
-pub(super) struct Mismatch {
-    pub(super) row: usize,
-    pub(super) column: usize,
-    pub(super) got: f64,
-    pub(super) expected: f64,
-    /// How many elements are wrong altogether.
-    pub(super) count: usize,
-}
-
-/// Compares a result with scalar arithmetic.
-///
-/// Integers must be equal. fp16 sums may be off by the rounding of fp32 additions in any order: K · 2⁻²³ of the
-/// sum of magnitudes.
-pub(super) fn check(shape: &MatmulShape, values: &Values, outputs: &Outputs) -> Option<Mismatch> {
-    let mut wrong = match (values, outputs) {
-        (Values::Integer { a, w }, Outputs::Integer(got)) => {
-            let expected = matmul_int(shape, a, w);
-            differences(
-                shape,
-                got.iter().zip(expected).map(|(got, expected)| (f64::from(*got), f64::from(expected), 0.0)),
-            )
-        }
-        (Values::Float { a, w }, Outputs::Float(got)) => {
-            let dot = |index: usize| {
-                let (row, column) = (index / shape.outputs, index % shape.outputs);
-                let a = &a[row * shape.inner..][..shape.inner];
-                let w = &w[column * shape.inner..][..shape.inner];
-                let products = a.iter().zip(w).map(|(a, w)| a.to_f64() * w.to_f64());
-                products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
-            };
-            let slack = shape.inner as f64 * f64::from(f32::EPSILON);
-            differences(
-                shape,
-                got.iter().enumerate().map(|(index, got)| {
-                    let (expected, size) = dot(index);
-                    (f64::from(*got), expected, size * slack)
-                }),
-            )
-        }
-        (Values::Integer { .. }, Outputs::Float(_)) | (Values::Float { .. }, Outputs::Integer(_)) => {
-            unreachable!("a product's results have the kind of its values")
-        }
-    };
-    let count = wrong.len();
-    (count > 0).then(|| Mismatch { count, ..wrong.swap_remove(0) })
-}
-
-fn differences(shape: &MatmulShape, elements: impl Iterator<Item = (f64, f64, f64)>) -> Vec<Mismatch> {
-    // A NaN is not within anything.
-    let is_right = |(got, expected, slack): (f64, f64, f64)| (got - expected).abs() <= slack;
-    let wrong = elements.enumerate().filter(|(_, element)| !is_right(*element));
-    wrong
-        .map(|(index, (got, expected, _))| Mismatch {
-            row: index / shape.outputs,
-            column: index % shape.outputs,
-            got,
-            expected,
-            count: 1,
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dimensions_are_three_numbers() {
-        let dimensions: Dimensions = "16x896x4864".parse().unwrap();
-        assert_eq!(dimensions, Dimensions { rows: 16, inner: 896, outputs: 4864 });
-        assert_eq!(dimensions.to_string(), "16x896x4864");
-        for bad in ["", "16", "16x896", "1x2x3x4", "ax2x3", "-1x2x3", "99999999999999999999x1x1"] {
-            assert!(bad.parse::<Dimensions>().is_err(), "{bad}");
-        }
-        for large in ["16777216x1x16777216", "1x133144x16777216", "1x133145x1", "0x1x1"] {
-            let dimensions: Dimensions = large.parse().unwrap();
-            assert!(dimensions.shape(Precision::Int8).is_err(), "{large}");
-        }
-    }
 
     #[test]
     fn lanes_cover_all_outputs_in_whole_groups() {
@@ -407,32 +259,5 @@ mod tests {
                 assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start && pair[0].end % 32 == 0));
             }
         }
-    }
-
-    #[test]
-    fn a_wrong_element_is_named() {
-        let shape = MatmulShape::new(2, 32, 3, Precision::Int8).unwrap();
-        let values = Values::random(&shape, 7);
-        let Values::Integer { a, w } = &values else { unreachable!("int8 values are integers") };
-        let mut right = matmul_int(&shape, a, w);
-        assert_eq!(check(&shape, &values, &Outputs::Integer(right.clone())), None);
-        right[4] += 1;
-        let mismatch = check(&shape, &values, &Outputs::Integer(right)).unwrap();
-        assert_eq!((mismatch.row, mismatch.column, mismatch.count), (1, 1, 1));
-        assert_eq!(mismatch.got, mismatch.expected + 1.0);
-    }
-
-    #[test]
-    fn fp16_sums_may_round_and_not_be_wrong() {
-        let shape = MatmulShape::new(1, 64, 2, Precision::Fp16).unwrap();
-        let values = Values::random(&shape, 7);
-        let Values::Float { a, w } = &values else { unreachable!("fp16 values are floats") };
-        let sum = |column: usize| -> f32 {
-            a.iter().zip(&w[column * 64..]).map(|(a, w)| a.to_f32() * w.to_f32()).sum()
-        };
-        let right = vec![sum(0), sum(1)];
-        assert_eq!(check(&shape, &values, &Outputs::Float(right.clone())), None);
-        assert!(check(&shape, &values, &Outputs::Float(vec![right[0], right[1] + 0.01])).is_some());
-        assert!(check(&shape, &values, &Outputs::Float(vec![f32::NAN, right[1]])).is_some());
     }
 }

@@ -1,19 +1,20 @@
 //! `rookery npu selftest`: is what the NPU computes right.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rknpu_driver::device::Device;
 use rknpu_driver::oracle::Generator;
 use rknpu_driver::plan::{Limits, PlanOptions};
 use rknpu_driver::shape::{MatmulShape, Precision};
 use serde::Serialize;
 
-use super::device::{DeviceArgs, board, describe};
-use super::product::{Dimensions, Product, ProductError, Values, check, parse_precision};
+use super::check::check;
+use super::counter::Counter;
+use super::device::{DeviceArgs, board, describe, recover};
+use super::dimensions::{Dimensions, parse_precision};
+use super::product::{Outputs, Product, ProductError, Values};
 use crate::error::Failure;
 use crate::output::{self, Table};
 
@@ -121,7 +122,7 @@ fn try_all(args: &SelftestArgs, device: &Device) -> Result<Report, Failure> {
     let began = Instant::now();
     let mut groups: BTreeMap<(Precision, u8), Group> = BTreeMap::new();
     let mut failures = Vec::new();
-    let progress = Counter::new(args.count);
+    let progress = Counter::new(args.count, "products");
     for number in 0..args.count {
         let case = case(args, device.info().cores, args.seed.wrapping_add(number))?;
         let failed = try_case(args, device, case).err();
@@ -205,11 +206,8 @@ fn try_case(args: &SelftestArgs, device: &Device, case: Case) -> Result<(), Stri
     };
     let outputs = compute(device, case, &values, &options).map_err(|error| {
         let mut reason = chain(&error);
-        if device.is_faulted() {
-            reason.push_str(match device.reset() {
-                Ok(_) => "; a reset brought the device back",
-                Err(_) => "; a reset did not bring the device back",
-            });
+        if let Some(recovery) = recover(device) {
+            reason.push_str(&format!("; {recovery}"));
         }
         reason
     })?;
@@ -232,7 +230,7 @@ fn compute(
     case: Case,
     values: &Values,
     options: &PlanOptions,
-) -> Result<super::product::Outputs, ProductError> {
+) -> Result<Outputs, ProductError> {
     let product = Product::new(device, case.shape, values, options)?;
     product.run(device)?;
     product.read()
@@ -289,35 +287,6 @@ fn show(report: &Report) -> Result<(), Failure> {
         output::line(format!("{right} right (seed {}, {:.1} s)", report.seed, report.seconds))?;
     }
     Ok(())
-}
-
-/// Counts products on standard error: a bar on a terminal, nothing elsewhere.
-struct Counter(Option<ProgressBar>);
-
-impl Counter {
-    fn new(total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-            if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos:>6} of {len} products {eta:>4}") {
-                bar.set_style(style.progress_chars("=> "));
-            }
-            bar.enable_steady_tick(Duration::from_millis(200));
-            bar
-        });
-        Counter(bar)
-    }
-
-    fn advance(&self) {
-        if let Some(bar) = &self.0 {
-            bar.inc(1);
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 #[cfg(test)]
