@@ -34,6 +34,18 @@ pub struct Ready {
     /// Where a worker computes linear layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// Why there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_reason: Option<String>,
+}
+
+impl Ready {
+    /// Where a worker computes linear layers and why, for people; empty for others.
+    pub fn describe_backend(&self) -> String {
+        let Some(backend) = &self.backend else { return String::new() };
+        let reason = self.backend_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        format!("linear layers on {backend}{reason}")
+    }
 }
 
 /// How a process is asked to stop.

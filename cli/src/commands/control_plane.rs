@@ -53,7 +53,13 @@ pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr
         ControlPlane::start(config).await.or_fail(|| "the control plane could not start".to_owned())?;
     let (address, link) = (plane.address(), plane.link_address());
     if supervised {
-        announce(&Ready { listen: address, link: Some(link), prometheus, backend: None })?;
+        announce(&Ready {
+            listen: address,
+            link: Some(link),
+            prometheus,
+            backend: None,
+            backend_reason: None,
+        })?;
     } else {
         output::note(format_args!("serving on http://{address}, workers dial {link}; Ctrl-C stops"));
     }

@@ -138,8 +138,8 @@ async fn answer_and_serve(
     stops: &tokio::sync::watch::Receiver<crate::processes::Stop>,
 ) -> Result<(), Failure> {
     for process in fleet.processes() {
-        if let Some(backend) = &process.ready.backend {
-            output::note(format_args!("{}: linear layers on {backend}", process.name));
+        if process.ready.backend.is_some() {
+            output::note(format_args!("{}: {}", process.name, process.ready.describe_backend()));
         }
     }
     answer(args, fleet).await?;

@@ -68,7 +68,7 @@ fn describe(fleet: &Fleet) -> Result<(), Failure> {
     for process in fleet.processes() {
         let id = process.id().map(|id| format!(", process {id}")).unwrap_or_default();
         let ready = &process.ready;
-        let backend = ready.backend.as_ref().map(|name| format!(", linear layers on {name}"));
+        let backend = ready.backend.as_ref().map(|_| format!(", {}", ready.describe_backend()));
         let backend = backend.unwrap_or_default();
         output::note(format_args!("{} on http://{}{id}{backend}", process.name, ready.listen));
     }
