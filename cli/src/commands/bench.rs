@@ -88,13 +88,22 @@ struct Report {
     /// Time between two tokens of a stream.
     itl_ms_p50: f64,
     itl_ms_p99: f64,
-    /// Highest resident memory of the process, mapped weights included.
+    /// Highest resident memory of the process, mapped weights included. What is mapped twice, as a simulated NPU's memory,
+    /// counts twice.
     peak_rss_bytes: u64,
-    /// Mapped weights.
+    /// Memory of the process after the runs, where every page counts once. The next two, `kv_bytes` and
+    /// `other_resident_bytes` are its parts.
+    resident_bytes: u64,
+    /// Resident pages of files: weights and the program. With an NPU, weights were read from there and computed with
+    /// elsewhere.
+    file_bytes: u64,
+    /// Resident memory of the NPU's buffers, which have its copy of the weights, or of its simulator.
+    npu_bytes: u64,
+    /// Weights of the bundle.
     weight_bytes: u64,
     /// Memory of the key/value blocks that were used.
     kv_bytes: u64,
-    /// Resident memory beyond mapped weights and key/value blocks.
+    /// Resident memory of the process's own beyond key/value blocks.
     other_resident_bytes: u64,
     /// Memory read per generated token: weights (shared by all streams of a step) and keys and values.
     bytes_per_token: f64,
@@ -164,6 +173,9 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
         itl_ms_p50: measured.itl_ms_p50,
         itl_ms_p99: measured.itl_ms_p99,
         peak_rss_bytes: memory.peak,
+        resident_bytes: memory.all,
+        file_bytes: memory.files,
+        npu_bytes: memory.shared,
         weight_bytes: bundle.weight_bytes(),
         kv_bytes,
         other_resident_bytes: memory.anonymous.saturating_sub(kv_bytes),
@@ -325,8 +337,9 @@ fn show(report: &Report) -> Result<(), Failure> {
     row("between tokens, 99 %", format!("{:.2}", report.itl_ms_p99), "ms");
     row("memory bandwidth, reading", format!("{:.1}", report.read_bandwidth / 1e9), "GB/s");
     row("reached while decoding", format!("{:.0}", 100.0 * report.bandwidth_share), "%");
-    row("peak resident memory", format!("{:.0}", report.peak_rss_bytes as f64 / 1e6), "MB");
-    row("  mapped weights", format!("{:.0}", report.weight_bytes as f64 / 1e6), "MB");
+    row("resident memory", format!("{:.0}", report.resident_bytes as f64 / 1e6), "MB");
+    row("  files, weights among them", format!("{:.0}", report.file_bytes as f64 / 1e6), "MB");
+    row("  NPU memory", format!("{:.0}", report.npu_bytes as f64 / 1e6), "MB");
     row("  keys and values in use", format!("{:.0}", report.kv_bytes as f64 / 1e6), "MB");
     row("  all else", format!("{:.0}", report.other_resident_bytes as f64 / 1e6), "MB");
     row("start", format!("{:.0}", report.start_ms), "ms");

@@ -163,11 +163,76 @@ fn a_benchmark_gives_the_numbers_that_it_promises() {
     ]));
     assert_eq!(code, Some(0), "{error}");
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
-    for key in ["prefill_tok_s", "decode_tok_s", "ttft_ms", "peak_rss_bytes", "bandwidth_share"] {
+    for key in [
+        "prefill_tok_s",
+        "decode_tok_s",
+        "ttft_ms",
+        "peak_rss_bytes",
+        "resident_bytes",
+        "file_bytes",
+        "bandwidth_share",
+    ] {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
     }
     // So small a model may be done before its reader looks for the first time.
     for key in ["itl_ms_p50", "itl_ms_p99"] {
         assert!(report[key].as_f64().is_some_and(|value| value >= 0.0), "{key}: {report}");
+    }
+}
+
+/// Weights in the simulator's memory are mapped twice there, once for the device and once for the processor.
+#[test]
+fn memory_of_a_benchmark_adds_up_on_the_simulated_npu() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    let (code, json, error) = run(rookery().arg("bench").arg(&bundle).args([
+        "--backend",
+        "npu-sim",
+        "--prompt-tokens",
+        "8",
+        "--gen-tokens",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+    ]));
+    assert_eq!(code, Some(0), "{error}");
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let size = |key: &str| report[key].as_u64().unwrap();
+    assert!(size("npu_bytes") >= size("weight_bytes") / 2, "{report}");
+    let parts = ["file_bytes", "npu_bytes", "kv_bytes", "other_resident_bytes"].map(size);
+    // Blocks of keys and values are counted whole, and may be touched in part.
+    let slack = size("kv_bytes") + 8192;
+    assert!(parts.iter().sum::<u64>().abs_diff(size("resident_bytes")) <= slack, "{report}");
+}
+
+#[test]
+fn the_line_that_says_where_layers_are_computed_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    for (command, begins) in [("worker", "serving on"), ("up", "worker-1 on")] {
+        let child = rookery()
+            .arg(command)
+            .arg(&bundle)
+            .args(["--listen", "127.0.0.1:0", "--threads", "1", "--kv-cache", "1MiB", "--backend", "npu-sim"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut process = Killed(child);
+        let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
+        let line = lines.find_map(|line| line.ok().filter(|line| line.starts_with(begins))).unwrap();
+        assert!(line.contains("linear layers on npu-sim/vendor"), "{command}: {line}");
+        assert!(line.contains("(as configured; figures are simulated)"), "{command}: {line}");
+    }
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
