@@ -3,7 +3,9 @@
 use rookery_kernels::Kernels;
 use serde::{Deserialize, Serialize};
 
-use super::npu::{NpuBackend, NpuError, NpuSettings};
+use rknpu_driver::error::OpenError;
+
+use super::npu::{Ledger, NpuBackend, NpuError, NpuSettings};
 use super::{Backend, BackendError, CpuBackend};
 
 /// Where linear layers are to be computed.
@@ -35,6 +37,8 @@ pub struct BackendSettings {
 pub struct Backends {
     device: Option<rknpu_driver::device::Device>,
     settings: NpuSettings,
+    /// What all engines' weights take of the device's address spaces.
+    ledger: Ledger,
     reason: String,
 }
 
@@ -45,10 +49,16 @@ impl Backends {
     /// # Errors
     /// When the NPU is asked for and does not work; the message says what is wrong.
     pub fn open(settings: &BackendSettings) -> Result<Self, BackendError> {
-        let made = |device, reason| Self { device, settings: settings.npu.clone(), reason };
+        let made = |device, reason| Self {
+            device,
+            settings: settings.npu.clone(),
+            ledger: Ledger::default(),
+            reason,
+        };
         let checked = |(device, w4), reason: &str| Self {
             device: Some(device),
             settings: NpuSettings { w4, ..settings.npu.clone() },
+            ledger: Ledger::default(),
             reason: reason.to_owned(),
         };
         let failed = |backend: &str, error: NpuError| BackendError {
@@ -68,7 +78,15 @@ impl Backends {
             }
             BackendChoice::Auto => Ok(match super::npu::open(&settings.npu) {
                 Ok(opened) => checked(opened, "an NPU is there and its self-check passed"),
-                Err(error) => made(None, format!("no working NPU: {}", chain(&error))),
+                Err(error) => {
+                    let reason = format!("no working NPU: {}", chain(&error));
+                    if matches!(error, NpuError::Open(OpenError::NoNode { .. })) {
+                        tracing::info!(reason, "the processor computes");
+                    } else {
+                        tracing::warn!(reason, "an NPU is there and cannot be used; the processor computes");
+                    }
+                    made(None, reason)
+                }
             }),
         }
     }
@@ -77,7 +95,9 @@ impl Backends {
     pub fn backend(&self, kernels: &'static Kernels) -> Box<dyn Backend> {
         match &self.device {
             None => Box::new(CpuBackend::new(kernels)),
-            Some(device) => Box::new(NpuBackend::new(device.clone(), kernels, &self.settings)),
+            Some(device) => {
+                Box::new(NpuBackend::sharing(device.clone(), kernels, &self.settings, self.ledger.clone()))
+            }
         }
     }
 

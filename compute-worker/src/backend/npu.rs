@@ -25,6 +25,7 @@ mod policy;
 mod report;
 mod self_check;
 mod settings;
+mod shortage;
 mod store;
 mod waiter;
 
@@ -33,8 +34,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rknpu_driver::device::{Device, Interface, Recovery};
-use rknpu_driver::plan::PlanOptions;
+use rknpu_driver::error::AllocateError;
+use rknpu_driver::plan::{Limits, PlanOptions};
 use rookery_kernels::{Activations, Kernels, LinearJob, Pool};
+use rookery_model::bundle::Segment;
 
 pub use error::NpuError;
 pub use faults::{FaultKind, FaultLimits, FaultState, Permit};
@@ -42,9 +45,11 @@ pub use open::{open, simulated};
 pub use policy::{CostModel, Decision, Form, Product, Way};
 pub use report::StepReport;
 pub use settings::{BoardSettings, NpuSettings};
+pub use store::Ledger;
 
 use self::call::Division;
 use self::jobs::Jobs;
+use self::shortage::Shortage;
 use self::store::Store;
 use self::waiter::Waiter;
 use super::{Backend, BackendError};
@@ -54,12 +59,15 @@ use crate::model::weights::ModelWeights;
 pub struct NpuBackend {
     device: Device,
     kernels: &'static Kernels,
+    settings: NpuSettings,
     check_results: bool,
     cost: CostModel,
     faults: FaultState,
     store: Store,
-    /// There was no memory for any of the weights: worth another try.
-    refused: bool,
+    /// There was no memory for some of the weights.
+    left: Shortage,
+    /// There was no memory for activations, results or commands.
+    scarce: Shortage,
     jobs: Jobs,
     /// Started when the first call is shared by both.
     waiter: Option<Waiter>,
@@ -82,41 +90,70 @@ struct HostScratch {
 impl NpuBackend {
     /// A backend on `device`, whose processor part computes with `kernels`.
     pub fn new(device: Device, kernels: &'static Kernels, settings: &NpuSettings) -> Self {
+        Self::sharing(device, kernels, settings, Ledger::default())
+    }
+
+    /// The same beside other backends on `device`; `ledger` is theirs too.
+    pub fn sharing(
+        device: Device,
+        kernels: &'static Kernels,
+        settings: &NpuSettings,
+        ledger: Ledger,
+    ) -> Self {
+        let fused = fused::Fused::new(&device, &settings.fused);
+        if let Some(fused) = &fused {
+            let operations = fused.name();
+            tracing::warn!(operations, "fp16 on the NPU: answers differ from those of exact workers");
+        }
         let cost = open::cost_model(&device, settings);
-        let options =
-            PlanOptions { cores: settings.cores.into(), board: *cost.board(), ..PlanOptions::default() };
+        // Under rocket each task is started by itself; whether weights outlast that in the buffer, nobody has seen.
+        let weight_reuse = device.info().interface == Interface::Vendor;
+        let limits = Limits { weight_reuse, ..Limits::default() };
+        let options = PlanOptions {
+            cores: settings.cores.into(),
+            board: *cost.board(),
+            limits,
+            ..PlanOptions::default()
+        };
+        let shortage = || Shortage::new(settings.faults.reset_backoff, settings.faults.probation_interval);
         Self {
             kernels,
             check_results: settings.check_results,
             cost,
             faults: FaultState::new(settings.faults),
-            store: Store::default(),
-            refused: false,
+            settings: settings.clone(),
+            store: Store::new(ledger),
+            left: shortage(),
+            scarce: shortage(),
             jobs: Jobs::new(device.clone(), options, settings.job_timeout, settings.max_plans),
             waiter: None,
             checksums: HashMap::new(),
-            fused: fused::Fused::new(&device, &settings.fused),
+            fused,
             report: StepReport::default(),
             scratch: HostScratch::default(),
             device,
         }
     }
 
-    /// Whether the device may be used now. Resets it where that is due.
+    /// Whether the device may compute now. Resets it where that is due.
     fn permitted(&mut self) -> bool {
-        let now = Instant::now();
-        match self.faults.permit(now) {
-            Permit::Use => !self.store.is_stale(),
+        self.usable() && self.scarce.may_try(Instant::now()) && !self.store.is_lost()
+    }
+
+    /// Whether the device may be used now. Resets it where that is due.
+    fn usable(&mut self) -> bool {
+        match self.faults.permit(Instant::now()) {
+            Permit::Use => true,
             Permit::Cpu => false,
             Permit::Reset => match self.device.reset() {
                 Ok(recovery) => {
                     tracing::info!(device = self.name(), ?recovery, "the NPU was reset");
                     self.report.resets += 1;
-                    self.faults.reset_succeeded();
+                    self.faults.reset_succeeded(Instant::now());
                     if recovery == Recovery::BuffersLost {
                         self.jobs.forget();
                     }
-                    !self.store.is_stale()
+                    true
                 }
                 Err(error) => {
                     self.failed(FaultKind::Reset, &error);
@@ -139,7 +176,68 @@ impl NpuBackend {
                 "the NPU failed and is set aside; the processor computes in its place"
             );
         } else {
-            tracing::warn!(device, error, "the NPU failed; the processor computed in its place");
+            tracing::warn!(device, error, "the NPU failed; the processor computes until it works again");
+        }
+    }
+
+    /// Notes that there was no memory for a call: nothing to reset the device for.
+    fn short(&mut self, error: &dyn std::error::Error) {
+        self.report.faults.push(FaultKind::Memory);
+        if self.scarce.begins(Instant::now()) {
+            let error = super::choice::chain(error);
+            tracing::warn!(error, "the NPU has no memory for a call; the processor computes until it has");
+        }
+    }
+
+    /// Computes on the processor, from tiles that nobody overwrote.
+    fn on_processor(&self, pool: &Pool, a: &Activations, jobs: &mut [LinearJob<'_>]) {
+        if !self.store.is_spoilt() {
+            return self.kernels.linear(pool, a, jobs);
+        }
+        let restored = jobs.iter_mut().map(|job| LinearJob {
+            weights: self.store.original(job.weights.tile_bytes()).map_or(job.weights, Segment::view),
+            bias: job.bias,
+            out: &mut *job.out,
+            out_stride: job.out_stride,
+            out_column: job.out_column,
+        });
+        self.kernels.linear(pool, a, &mut restored.collect::<Vec<_>>());
+    }
+
+    /// Tries a device that failed once and that no call needs, so that it can settle.
+    fn check(&mut self) {
+        match self_check::probe(&self.device, &self.settings) {
+            Ok(()) => self.faults.settle(),
+            Err(error) if error.is_shortage() => {}
+            Err(error) => self.failed(error.kind(), &error),
+        }
+    }
+
+    /// Tells how much of the model is in the device's memory.
+    fn note_adopted(&mut self, before: usize, refusal: Option<AllocateError>) {
+        let (held, left) = (self.store.held(), self.store.left);
+        let error = refusal.map(NpuError::Weights);
+        if let Some(error) = error.as_ref().filter(|error| !error.is_shortage()) {
+            self.failed(error.kind(), error);
+        }
+        if left == 0 {
+            self.left.ends();
+            tracing::debug!(bytes = held, "the weights are in the NPU's memory");
+            return;
+        }
+        self.left.begins(Instant::now());
+        if error.is_some() {
+            self.report.faults.push(FaultKind::Memory);
+        }
+        if left != before {
+            let error =
+                error.map_or("they are more than it addresses".to_owned(), |e| super::choice::chain(&e));
+            tracing::warn!(
+                held,
+                left,
+                error,
+                "not all weights are in the NPU's memory; the processor computes with the rest until there is room"
+            );
         }
     }
 
@@ -155,30 +253,16 @@ impl NpuBackend {
 
 impl Backend for NpuBackend {
     fn adopt(&mut self, weights: &mut ModelWeights) -> Result<(), BackendError> {
-        self.jobs.forget();
-        self.checksums.clear();
-        // The old store's buffers live on in the segments until they are copied from.
-        self.store = Store::default();
-        let (store, refusal) = Store::build(&self.device, weights);
-        let (held, left) = (store.held, store.left);
-        self.store = store;
-        self.refused = refusal.is_some() && held == 0;
-        match refusal {
-            None if left == 0 => tracing::debug!(bytes = held, "the weights are in the NPU's memory"),
-            None => tracing::warn!(
-                held,
-                left,
-                "the NPU cannot address all weights; the processor computes with the rest"
-            ),
-            Some(error) => {
-                tracing::warn!(
-                    held,
-                    left,
-                    "the NPU has no memory for all weights; the processor computes with the rest"
-                );
-                let error = NpuError::Allocate(error);
-                self.failed(error.kind(), &error);
-            }
+        let usable = self.usable();
+        if self.store.is_lost() {
+            // Jobs and checksums go by addresses, which others may get.
+            self.jobs.forget();
+            self.checksums.clear();
+        }
+        let before = self.store.left;
+        let refusal = self.store.adopt(usable.then_some(&self.device), weights);
+        if usable {
+            self.note_adopted(before, refusal);
         }
         Ok(())
     }
@@ -192,25 +276,33 @@ impl Backend for NpuBackend {
         self.report.calls += 1;
         if !self.permitted() {
             self.report.fallbacks += 1;
-            self.kernels.linear(pool, a, jobs);
+            self.on_processor(pool, a, jobs);
             return Ok(());
         }
         let division = Division::new(&self.store, &mut self.cost, pool.threads(), a, jobs);
         if division.rounds.is_empty() || a.rows() == 0 {
             self.report.cpu_calls += 1;
             self.kernels.linear(pool, a, jobs);
+            if self.faults.take_check(Instant::now()) {
+                self.check();
+            }
             return Ok(());
         }
         match self.compute(pool, a, jobs, &division) {
-            Ok(()) => self.faults.succeeded(),
+            Ok(()) => {
+                self.scarce.ends();
+                self.faults.succeeded(Instant::now());
+            }
             Err(error) => {
-                if error.is_fault() {
+                if error.is_shortage() {
+                    self.short(&error);
+                } else if error.is_fault() {
                     self.failed(error.kind(), &error);
                 } else {
                     self.exclude(a, jobs, &error);
                 }
                 self.report.fallbacks += 1;
-                self.kernels.linear(pool, a, jobs);
+                self.on_processor(pool, a, jobs);
             }
         }
         Ok(())
@@ -231,16 +323,20 @@ impl Backend for NpuBackend {
             Interface::Rocket => "rocket",
         };
         let kind = if info.simulated { "npu-sim" } else { "npu" };
-        format!("{kind}/{interface}+{}", self.kernels.isa())
+        let fused = self.fused.as_ref().map(fused::Fused::name).unwrap_or_default();
+        format!("{kind}/{interface}+{}{fused}", self.kernels.isa())
     }
 
     fn degraded(&self) -> Option<FaultKind> {
-        self.faults.degraded()
+        let short = self.store.left > 0 || self.scarce.lasts();
+        self.faults.degraded().or(short.then_some(FaultKind::Memory))
     }
 
     fn wants_weights(&self) -> bool {
-        let lost = self.store.is_stale() || self.refused;
-        lost && self.faults.permit(Instant::now()) == Permit::Use
+        let now = Instant::now();
+        let wanted = self.store.is_lost() || self.store.left > 0 && self.left.may_try(now);
+        // Overwritten weights go whatever state the device is in: the embedding is read without any call of this.
+        self.store.is_spoilt() || wanted && self.faults.permit(now) == Permit::Use
     }
 
     fn reports_steps(&self) -> bool {

@@ -59,6 +59,9 @@ pub enum NpuFused {
     Norm,
 }
 
+/// Longest pause that can be configured.
+const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
 /// Settings of the NPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -85,11 +88,12 @@ pub struct NpuSection {
     pub max_plans: usize,
     /// Failures in a row, resets included, after which the NPU is set aside. Default 3.
     pub max_failures: u32,
-    /// Pause before the second reset in a row; it doubles with each further one. Default 100ms.
+    /// Pause before the second reset in a row; it doubles with each further one. At most a day. Default 100ms.
     #[serde(with = "humantime_serde")]
     pub reset_backoff: Duration,
-    /// Time until an NPU that was set aside is tried again; it doubles with each time that fails, up to sixteenfold.
-    /// Default 1m.
+    /// Time until an NPU that was set aside is tried again; it doubles with each time that fails, up to sixteenfold. Also
+    /// the time without a failure after which earlier ones are forgotten, and the longest time between two attempts to
+    /// bring weights into memory that was short. At most a day. Default 1m.
     #[serde(with = "humantime_serde")]
     pub probation_interval: Duration,
     /// What the cost model assumes of the board.
@@ -166,6 +170,8 @@ impl NpuSection {
         let checks = [
             ("cores must be from 1 to 3", (1..=3).contains(&self.cores)),
             ("job-timeout must be greater than zero", !self.job_timeout.is_zero()),
+            ("reset-backoff must be at most one day", self.reset_backoff <= LONGEST_PAUSE),
+            ("probation-interval must be at most one day", self.probation_interval <= LONGEST_PAUSE),
             ("max-plans must be at least 16", self.max_plans >= 16),
             ("max-failures must be at least 1", self.max_failures >= 1),
             ("board.npu-clock-hz must be a positive number", positive(board.npu_clock_hz)),
@@ -233,6 +239,11 @@ mod tests {
         };
         assert!(error(|s| s.cores = 4).contains("npu.cores"));
         assert!(error(|s| s.job_timeout = Duration::ZERO).contains("npu.job-timeout"));
+        assert!(error(|s| s.reset_backoff = Duration::MAX).contains("npu.reset-backoff"));
+        assert!(
+            error(|s| s.probation_interval = LONGEST_PAUSE + Duration::from_secs(1))
+                .contains("npu.probation")
+        );
         assert!(error(|s| s.board.npu_clock_hz = Some(0.0)).contains("npu.board.npu-clock-hz"));
         assert!(error(|s| s.board.cpu_macs_per_second = f64::NAN).contains("npu.board.cpu-macs-per-second"));
     }

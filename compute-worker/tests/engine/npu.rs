@@ -2,8 +2,9 @@
 
 use rknpu_driver::device::{Device, Interface};
 use rknpu_driver::sim::kernel::{SimConfig, Simulation};
+use rookery_compute_worker::backend::Backend;
 use rookery_compute_worker::backend::npu::{NpuBackend, NpuSettings};
-use rookery_compute_worker::config::{NpuPolicy, NpuW4};
+use rookery_compute_worker::config::{NpuFused, NpuPolicy, NpuW4};
 use rookery_compute_worker::engine::{EngineConfig, EngineCore, Request, Sampling};
 use rookery_kernels::Kernels;
 use rookery_model::pack::Recipe;
@@ -66,14 +67,47 @@ fn tokens_and_logits_are_those_of_the_processor() {
 
 #[test]
 fn every_policy_gives_the_same_bits() {
-    let expected = on_cpu("qwen2", Recipe::W8);
-    for policy in [NpuPolicy::Npu, NpuPolicy::Cpu, NpuPolicy::Both] {
-        let device = Simulation::new(SimConfig::new(Interface::Vendor)).device().unwrap();
-        let settings = NpuSettings { policy, ..NpuSettings::default() };
-        let (_, trace) = run(on_npu("qwen2", Recipe::W8, device.clone(), &settings));
-        assert!(trace == expected, "{policy:?}: logits differ");
-        assert_eq!(device.health().jobs_done > 0, policy != NpuPolicy::Cpu, "{policy:?}");
+    for recipe in [Recipe::W8, Recipe::W4] {
+        let expected = on_cpu("qwen2", recipe);
+        for interface in [Interface::Vendor, Interface::Rocket] {
+            for policy in [NpuPolicy::Npu, NpuPolicy::Cpu, NpuPolicy::Both] {
+                let device = Simulation::new(SimConfig::new(interface)).device().unwrap();
+                let settings = NpuSettings { policy, ..NpuSettings::default() };
+                let (_, trace) = run(on_npu("qwen2", recipe, device.clone(), &settings));
+                assert!(trace == expected, "{interface:?} {recipe} {policy:?}: logits differ");
+                let used = device.health().jobs_done > 0;
+                assert_eq!(used, policy != NpuPolicy::Cpu, "{interface:?} {recipe} {policy:?}");
+            }
+        }
     }
+}
+
+#[test]
+fn engines_share_a_device() {
+    let device = Simulation::new(SimConfig::new(Interface::Vendor)).device().unwrap();
+    let settings = NpuSettings::default();
+    let cores = ["qwen2", "llama3"].map(|model| on_npu(model, Recipe::W8, device.clone(), &settings));
+    for (core, model) in cores.into_iter().zip(["qwen2", "llama3"]) {
+        let before = device.health().jobs_done;
+        let (driver, trace) = run(core);
+        assert!(trace == on_cpu(model, Recipe::W8), "{model}: logits differ");
+        assert_eq!(driver.core.load().degraded, None, "{model}");
+        assert!(device.health().jobs_done > before, "{model}");
+    }
+}
+
+#[test]
+fn fused_operations_run_and_are_named() {
+    let fused = vec![NpuFused::Silu, NpuFused::Norm];
+    let settings = NpuSettings { policy: NpuPolicy::Cpu, fused, ..NpuSettings::default() };
+    let device = Simulation::new(SimConfig::new(Interface::Vendor)).device().unwrap();
+    let backend = NpuBackend::new(device.clone(), Kernels::detect(), &settings);
+    assert!(backend.name().ends_with("+fused(silu,norm)"), "{}", backend.name());
+    let (driver, trace) = run(on_npu("qwen2", Recipe::W8, device.clone(), &settings));
+    assert_eq!(driver.core.load().degraded, None);
+    let health = device.health();
+    assert!(health.jobs_done > 20 && health.jobs_failed == 0, "{health:?}");
+    assert!(trace != on_cpu("qwen2", Recipe::W8), "fp16 has other bits");
 }
 
 #[test]

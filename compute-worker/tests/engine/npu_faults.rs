@@ -2,17 +2,21 @@
 //!
 //! `NPU_FAULT_SEEDS=FIRST..END` chooses which mixes run; without it a slice does that takes a few seconds.
 
+use std::fs::OpenOptions;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use rknpu_driver::device::{Device, Interface};
 use rknpu_driver::oracle::Generator;
 use rknpu_driver::sim::faults::{Fault, FaultPlan, Trigger};
 use rknpu_driver::sim::kernel::{SimConfig, Simulation};
-use rookery_compute_worker::backend::npu::{FaultLimits, NpuBackend, NpuSettings};
-use rookery_compute_worker::config::NpuPolicy;
+use rookery_compute_worker::backend::npu::{FaultKind, FaultLimits, NpuBackend, NpuSettings};
+use rookery_compute_worker::backend::{Backend, BackendError};
+use rookery_compute_worker::config::{NpuFused, NpuPolicy};
 use rookery_compute_worker::engine::{EngineConfig, EngineCore};
-use rookery_kernels::Kernels;
+use rookery_compute_worker::model::weights::ModelWeights;
+use rookery_kernels::{Activations, Kernels, LinearJob, Pool};
 use rookery_model::pack::Recipe;
 
 use crate::support::{Driver, Trace, bundle, config, prompt, request};
@@ -101,7 +105,8 @@ fn backend(device: Device, policy: NpuPolicy) -> NpuBackend {
     NpuBackend::new(device, Kernels::detect(), &NpuSettings { policy, faults, ..NpuSettings::default() })
 }
 
-fn check(seed: u64, expected: &[Trace; 2]) {
+/// Whether the device could be opened, and how many faults were injected.
+fn check(seed: u64, expected: &[Trace; 2]) -> (bool, u64) {
     const ROUNDS: usize = 3;
     let mix = Mix::new(seed);
     let what = format!("seed {seed}: {:?} {} {:?} {}", mix.interface, mix.recipe, mix.policy, mix.plan);
@@ -109,7 +114,7 @@ fn check(seed: u64, expected: &[Trace; 2]) {
     let faults = Some(mix.plan.clone());
     let simulation = Simulation::new(SimConfig { faults, report: None, ..SimConfig::new(mix.interface) });
     // A device that fails while it is opened is not used at all.
-    let Ok(device) = simulation.device() else { return };
+    let Ok(device) = simulation.device() else { return (false, simulation.faults().total()) };
     let backend = Box::new(backend(device.clone(), mix.policy));
     let core = EngineCore::with_backend(&bundle("qwen2", mix.recipe), engine_config(), backend).unwrap();
     let (core, trace) = run(core, ROUNDS);
@@ -138,14 +143,112 @@ fn check(seed: u64, expected: &[Trace; 2]) {
     if revived {
         assert_eq!((usage.buffers, usage.files, usage.jobs), (0, 0, 0), "{what}: {usage:?}");
     }
+    (true, simulation.faults().total())
 }
 
 #[test]
 fn whatever_fails_answers_are_right_and_nothing_leaks() {
     let expected = [Recipe::W8, Recipe::W4]
         .map(|recipe| run(EngineCore::new(&bundle("qwen2", recipe), engine_config()).unwrap(), 3).1);
-    for seed in seeds() {
-        check(seed, &expected);
+    let results: Vec<(bool, u64)> = seeds().map(|seed| check(seed, &expected)).collect();
+    let opened = results.iter().filter(|(opened, _)| *opened).count();
+    let hit = results.iter().filter(|(_, faults)| *faults > 0).count();
+    assert!(opened * 10 >= results.len() * 9, "{opened} of {} opened", results.len());
+    assert!(hit * 2 >= results.len(), "faults in {hit} of {}", results.len());
+}
+
+/// A run on the vendor's device with these faults.
+fn run_with(plan: FaultPlan, settings: &NpuSettings) -> (EngineCore, Trace, Device, Simulation) {
+    let config = SimConfig { faults: Some(plan), report: None, ..SimConfig::new(Interface::Vendor) };
+    let simulation = Simulation::new(config);
+    let device = simulation.device().unwrap();
+    let backend = Box::new(NpuBackend::new(device.clone(), Kernels::detect(), settings));
+    let core = EngineCore::with_backend(&bundle("qwen2", Recipe::W8), engine_config(), backend).unwrap();
+    let (core, trace) = run(core, 1);
+    (core, trace, device, simulation)
+}
+
+#[test]
+fn too_little_memory_is_no_reason_for_a_reset_and_lasts_until_there_is_some() {
+    let expected = run(EngineCore::new(&bundle("qwen2", Recipe::W8), engine_config()).unwrap(), 1).1;
+    let plan = |trigger| FaultPlan::new(1).with(Fault::OutOfMemory, trigger);
+    // Never any: everything on the processor, and nothing is reset.
+    let (core, trace, device, simulation) = run_with(plan(Trigger::Every(1)), &NpuSettings::default());
+    assert!(trace == expected);
+    assert_eq!((core.load().degraded, device.health().resets), (Some(FaultKind::Memory), 0));
+    let refused = simulation.faults().injected(Fault::OutOfMemory);
+    assert!((1..200).contains(&refused), "asked for {refused} times");
+    // None in one address space, at first: the weights go to the next.
+    let (core, trace, device, simulation) = run_with(plan(Trigger::At(1)), &NpuSettings::default());
+    assert!(trace == expected);
+    assert_eq!(simulation.faults().injected(Fault::OutOfMemory), 1);
+    assert_eq!((core.load().degraded, device.health().resets), (None, 0));
+    assert!(device.health().jobs_done > 20, "{:?}", device.health());
+}
+
+#[test]
+fn fused_operations_that_fail_are_the_processors() {
+    let expected = run(EngineCore::new(&bundle("qwen2", Recipe::W8), engine_config()).unwrap(), 1).1;
+    let fused = vec![NpuFused::Silu, NpuFused::Norm];
+    let settings = NpuSettings { policy: NpuPolicy::Cpu, fused, ..NpuSettings::default() };
+    let plan = FaultPlan::new(1).with(Fault::TimeOut, Trigger::Every(1));
+    let (core, trace, device, _) = run_with(plan, &settings);
+    assert!(trace == expected, "what a failed job wrote was used");
+    assert!(device.health().jobs_failed > 0 && core.load().degraded.is_some(), "{:?}", device.health());
+}
+
+/// Overwrites a byte of the weights of one call, as a device that writes where it should not.
+struct Overwriting {
+    inner: NpuBackend,
+    calls: usize,
+    at: usize,
+}
+
+impl Backend for Overwriting {
+    fn adopt(&mut self, weights: &mut ModelWeights) -> Result<(), BackendError> {
+        self.inner.adopt(weights)
+    }
+
+    fn linear(
+        &mut self,
+        pool: &Pool,
+        a: &Activations,
+        jobs: &mut [LinearJob<'_>],
+    ) -> Result<(), BackendError> {
+        self.calls += 1;
+        if self.calls == self.at {
+            let tiles = jobs[0].weights.tile_bytes();
+            let memory = OpenOptions::new().write(true).open("/proc/self/mem").unwrap();
+            memory.write_all_at(&[tiles[0] ^ 0x55], tiles.as_ptr().addr() as u64).unwrap();
+        }
+        self.inner.linear(pool, a, jobs)
+    }
+
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn degraded(&self) -> Option<FaultKind> {
+        self.inner.degraded()
+    }
+
+    fn wants_weights(&self) -> bool {
+        self.inner.wants_weights()
+    }
+}
+
+#[test]
+fn overwritten_weights_are_read_from_the_bundle_again() {
+    let expected = run(EngineCore::new(&bundle("qwen2", Recipe::W8), engine_config()).unwrap(), 3).1;
+    for at in [30, 31, 32, 33] {
+        let device = Simulation::new(SimConfig::new(Interface::Vendor)).device().unwrap();
+        let inner = backend(device.clone(), NpuPolicy::Npu);
+        let overwriting = Box::new(Overwriting { inner, calls: 0, at });
+        let core =
+            EngineCore::with_backend(&bundle("qwen2", Recipe::W8), engine_config(), overwriting).unwrap();
+        let (core, trace) = run(core, 3);
+        assert!(trace == expected, "call {at}: logits differ");
+        assert_eq!((core.load().degraded, device.health().resets), (None, 1), "call {at}");
     }
 }
 

@@ -28,24 +28,27 @@ impl NpuBackend {
         let shared = division.has_cpu_part(jobs);
         self.report.split_calls += u64::from(shared);
         for (index, round) in division.rounds.iter().enumerate() {
+            // Time counts whether or not it led anywhere: what faults cost is in these figures too.
             let began = Instant::now();
-            self.expand(pool, jobs, round)?;
-            let prepared = self.prepare(a, round)?;
+            let prepared = self.expand(pool, jobs, round).and_then(|()| self.prepare(a, round));
             self.report.submit += began.elapsed();
+            let prepared = prepared?;
+            self.report.jobs += prepared.len() as u64;
             let began = Instant::now();
             let reports = if shared && index == 0 {
-                self.run_beside(pool, a, jobs, division, &prepared)?
+                self.run_beside(pool, a, jobs, division, &prepared)
             } else {
                 let batch: Vec<_> = prepared.iter().map(|(prepared, _)| prepared.bound.job()).collect();
-                self.device.run(&batch)?
+                self.device.run(&batch).map_err(NpuError::from)
             };
             self.report.wait += began.elapsed();
-            self.note(&prepared, &reports);
+            self.note(&prepared, &reports?);
             let began = Instant::now();
-            for (prepared, pieces) in &prepared {
-                self.finish(pool, a, jobs, prepared, pieces)?;
-            }
+            let finished = prepared
+                .iter()
+                .try_for_each(|(prepared, pieces)| self.finish(pool, a, jobs, prepared, pieces));
             self.report.finish += began.elapsed();
+            finished?;
         }
         Ok(())
     }
@@ -106,7 +109,6 @@ impl NpuBackend {
     fn note(&mut self, prepared: &[Batch<'_>], reports: &[JobReport]) {
         let mut cores = 0;
         for ((prepared, _), report) in prepared.iter().zip(reports) {
-            self.report.jobs += 1;
             self.report.tasks += u64::from(report.tasks_done);
             self.report.bytes += prepared.work.bytes();
             self.report.cycles += prepared.work.mac_cycles;
@@ -137,10 +139,20 @@ impl NpuBackend {
             drop(guard);
             let acc = Accumulators { values: accumulators, row_stride: channels, group_stride: 4 };
             if !self.kernels.finish(pool, a, &acc, &mut part, columns.as_deref()) {
-                return Err(NpuError::WrongResult);
+                return Err(self.blame(pool, &part, columns.as_deref()));
             }
         }
         Ok(())
+    }
+
+    /// Why a result is wrong: the device computed wrongly, or something overwrote the weights that it read. The processor
+    /// reads the same, so that then none of the store may be used any more.
+    fn blame(&mut self, pool: &Pool, part: &LinearJob<'_>, columns: Option<&[u32]>) -> NpuError {
+        if columns.is_none_or(|columns| *self.kernels.checksum(pool, &part.weights) == *columns) {
+            return NpuError::WrongResult;
+        }
+        self.store.spoil();
+        NpuError::Overwritten
     }
 
     /// The checksum of a piece's weights, computed when they are first used.

@@ -30,6 +30,9 @@ pub enum NpuError {
     /// No memory for activations or results.
     #[error("no device memory for activations and results")]
     Allocate(#[from] AllocateError),
+    /// Weights could not be brought into the device's memory.
+    #[error("the weights cannot be brought into the NPU's memory")]
+    Weights(#[source] AllocateError),
     /// Activations could not be written, or results not be read.
     #[error("device memory cannot be accessed")]
     Access(#[from] SyncError),
@@ -39,6 +42,9 @@ pub enum NpuError {
     /// A result is not the product of its operands.
     #[error("a result failed its checksum")]
     WrongResult,
+    /// Weights in the device's memory are not what was copied there.
+    #[error("weights in the NPU's memory were overwritten")]
+    Overwritten,
     /// The thread that waits for the device has ended.
     #[error("the thread that waits for the NPU has ended")]
     Waiter,
@@ -56,10 +62,31 @@ impl NpuError {
             Self::Open(_)
             | Self::SelfCheck { .. }
             | Self::Allocate(_)
+            | Self::Weights(_)
             | Self::Access(_)
             | Self::Job(_)
             | Self::WrongResult
+            | Self::Overwritten
             | Self::Waiter => true,
+        }
+    }
+
+    /// Whether there is only too little memory: nothing is wrong with the device, and no reset gives more.
+    pub fn is_shortage(&self) -> bool {
+        match self {
+            Self::Allocate(error)
+            | Self::Weights(error)
+            | Self::Bind(BindError::Allocate(error) | BindError::Job(JobError::Allocate(error)))
+            | Self::Job(JobError::Allocate(error)) => is_shortage(error),
+            Self::Open(_)
+            | Self::SelfCheck { .. }
+            | Self::Plan(_)
+            | Self::Bind(_)
+            | Self::Access(_)
+            | Self::Job(_)
+            | Self::WrongResult
+            | Self::Overwritten
+            | Self::Waiter => false,
         }
     }
 
@@ -80,12 +107,17 @@ impl NpuError {
                 | BindError::NoPerChannel
                 | BindError::Commands(_) => FaultKind::Job,
             },
-            Self::Allocate(error) => of_allocation(error),
+            Self::Allocate(error) | Self::Weights(error) => of_allocation(error),
             Self::Access(error) => of_access(error),
             Self::Job(error) => of_job(error),
-            Self::WrongResult | Self::SelfCheck { .. } => FaultKind::WrongResult,
+            Self::WrongResult | Self::Overwritten | Self::SelfCheck { .. } => FaultKind::WrongResult,
         }
     }
+}
+
+/// Whether an allocation failed for want of memory alone.
+pub(super) fn is_shortage(error: &AllocateError) -> bool {
+    matches!(error, AllocateError::NoMemory { .. })
 }
 
 pub(super) fn of_allocation(error: &AllocateError) -> FaultKind {

@@ -9,6 +9,9 @@
 //!    │                  ▼
 //!    └──────────── SetAside ── probation interval over: one reset; a failure sets it aside again, for twice as long
 //! ```
+//! Settled is a device after `settle_calls` good calls and a probation interval without a failure, so that one which
+//! fails rarely but again and again is set aside too; or, where no call comes its way, after a checked product.
+//!
 //! A call that may not use the NPU is computed on the CPU; nothing waits for a pause to end. The time between two
 //! resets is bounded below by the pauses, so a device that fails at every call costs a bounded share of time.
 
@@ -70,9 +73,10 @@ pub struct FaultLimits {
     pub max_failures: u32,
     /// Pause before the second reset in a row; doubles with each further one. Default 100 ms.
     pub reset_backoff: Duration,
-    /// Time until a device that was set aside is tried again; doubles up to sixteenfold. Default 1 min.
+    /// Time until a device that was set aside is tried again; doubles up to sixteenfold. Also the time without a failure
+    /// that must pass until earlier ones are forgotten. Default 1 min.
     pub probation_interval: Duration,
-    /// Good calls after which earlier failures are forgotten. Default 256, one or two decode steps.
+    /// Good calls that must have passed besides. Default 256, one or two decode steps.
     pub settle_calls: u32,
 }
 
@@ -123,17 +127,21 @@ pub struct FaultState {
     good: u32,
     /// Times in a row that the device was set aside.
     set_aside: u32,
-    /// The last fault, until the device has settled.
-    last: Option<FaultKind>,
+    /// The last fault, and when it or the reset after it happened, until the device has settled.
+    last: Option<(FaultKind, Instant)>,
+    /// When a product was last checked because no call came the device's way.
+    checked: Option<Instant>,
 }
 
 /// Doublings of the probation interval.
 const MOST_DOUBLINGS: u32 = 4;
+/// No pause is longer, whatever the limits say.
+const LONGEST_PAUSE: Duration = Duration::from_secs(16 * 24 * 3600);
 
 impl FaultState {
     /// A device that works.
     pub fn new(limits: FaultLimits) -> Self {
-        Self { limits, state: State::Working, failures: 0, good: 0, set_aside: 0, last: None }
+        Self { limits, state: State::Working, failures: 0, good: 0, set_aside: 0, last: None, checked: None }
     }
 
     /// What a call at `now` may do.
@@ -146,30 +154,57 @@ impl FaultState {
         }
     }
 
-    /// A call was computed by the device, and its result was right.
-    pub fn succeeded(&mut self) {
+    /// A call was computed by the device at `now`, and its result was right.
+    pub fn succeeded(&mut self, now: Instant) {
         self.good = self.good.saturating_add(1);
-        if self.good >= self.limits.settle_calls {
-            (self.failures, self.set_aside, self.last) = (0, 0, None);
+        if self.good >= self.limits.settle_calls && self.is_quiet(now) {
+            self.settle();
         }
     }
 
+    /// Whether to check one product at `now` although no call needs the device: it works, has not settled, and neither a
+    /// failure nor a check was less than a probation interval ago. Counts as that check.
+    pub fn take_check(&mut self, now: Instant) -> bool {
+        let interval = self.limits.probation_interval;
+        let rested = self.checked.is_none_or(|at| now.saturating_duration_since(at) >= interval);
+        let due = self.state == State::Working && self.last.is_some() && self.is_quiet(now) && rested;
+        if due {
+            self.checked = Some(now);
+        }
+        due
+    }
+
+    /// The product of [`FaultState::take_check`] was right.
+    pub fn settle(&mut self) {
+        (self.failures, self.set_aside, self.last, self.checked) = (0, 0, None, None);
+    }
+
+    /// Whether the device has worked for a probation interval without a failure.
+    fn is_quiet(&self, now: Instant) -> bool {
+        let interval = self.limits.probation_interval;
+        self.last.is_none_or(|(_, at)| now.saturating_duration_since(at) >= interval)
+    }
+
     /// A reset succeeded: the device may be used again.
-    pub fn reset_succeeded(&mut self) {
+    pub fn reset_succeeded(&mut self, now: Instant) {
         self.state = State::Working;
+        // Time out of use says nothing about the device.
+        self.last = self.last.map(|(kind, _)| (kind, now));
     }
 
     /// A call or a reset failed.
     pub fn failed(&mut self, kind: FaultKind, now: Instant) {
         let on_probation = self.set_aside > 0;
-        self.last = Some(kind);
+        self.last = Some((kind, now));
         self.good = 0;
         self.failures = self.failures.saturating_add(1);
-        let gone = kind == FaultKind::DeviceGone;
+        // A node that went away may answer as soon as it is opened again; that is tried once before the wait.
+        let gone = kind == FaultKind::DeviceGone && self.failures > 1;
         if on_probation || gone || self.failures >= self.limits.max_failures {
             let doublings = self.set_aside.min(MOST_DOUBLINGS);
             self.set_aside = self.set_aside.saturating_add(1);
-            self.state = State::SetAside { until: now + self.limits.probation_interval * (1 << doublings) };
+            let pause = self.limits.probation_interval.saturating_mul(1 << doublings);
+            self.state = State::SetAside { until: after(now, pause) };
             return;
         }
         // The first reset follows at once, the second after the pause, the third after twice the pause.
@@ -177,18 +212,23 @@ impl FaultState {
             0 | 1 => Duration::ZERO,
             more => self.limits.reset_backoff.saturating_mul(1 << (more - 2).min(16)),
         };
-        self.state = State::Recovering { at: now + pause };
+        self.state = State::Recovering { at: after(now, pause) };
     }
 
     /// The fault that keeps the device from being trusted: from a failure until the device has settled again.
     pub fn degraded(&self) -> Option<FaultKind> {
-        self.last
+        self.last.map(|(kind, _)| kind)
     }
 
     /// Whether the device is out of use until its probation.
     pub fn is_set_aside(&self) -> bool {
         matches!(self.state, State::SetAside { .. })
     }
+}
+
+/// A pause later, however long the configured one is.
+fn after(now: Instant, pause: Duration) -> Instant {
+    now.checked_add(pause.min(LONGEST_PAUSE)).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -210,11 +250,75 @@ mod tests {
         assert_eq!(state.permit(now), Permit::Use);
         state.failed(FaultKind::Timeout, now);
         assert_eq!((state.permit(now), state.degraded()), (Permit::Reset, Some(FaultKind::Timeout)));
-        state.reset_succeeded();
+        state.reset_succeeded(now);
         for _ in 0..4 {
             assert_eq!((state.permit(now), state.degraded()), (Permit::Use, Some(FaultKind::Timeout)));
-            state.succeeded();
+            state.succeeded(now);
         }
+        assert_eq!(state.degraded(), Some(FaultKind::Timeout), "too early to tell");
+        state.succeeded(now + LIMITS.probation_interval);
+        assert_eq!(state.degraded(), None);
+    }
+
+    #[test]
+    fn a_device_that_fails_rarely_but_again_and_again_is_set_aside() {
+        let start = Instant::now();
+        let mut state = FaultState::new(FaultLimits { settle_calls: 256, ..LIMITS });
+        let (mut failures, mut calls) = (0, 0u32);
+        for millisecond in 0..3_600_000 {
+            let now = start + Duration::from_millis(millisecond);
+            match state.permit(now) {
+                Permit::Cpu => continue,
+                Permit::Reset => state.reset_succeeded(now),
+                Permit::Use => {}
+            }
+            calls += 1;
+            if calls.is_multiple_of(300) {
+                state.failed(FaultKind::Timeout, now);
+                failures += 1;
+            } else {
+                state.succeeded(now);
+            }
+            assert!(failures == 0 || state.degraded().is_some(), "no longer degraded for a moment");
+        }
+        assert!((3..12).contains(&failures), "{failures} failures in an hour");
+    }
+
+    #[test]
+    fn intervals_of_any_length_are_survived() {
+        let forever =
+            FaultLimits { reset_backoff: Duration::MAX, probation_interval: Duration::MAX, ..LIMITS };
+        let now = Instant::now();
+        let mut state = FaultState::new(forever);
+        for _ in 0..40 {
+            state.failed(FaultKind::Reset, now);
+            assert!(state.degraded().is_some());
+        }
+        assert_eq!(state.permit(now), Permit::Cpu);
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_opened_again_once_before_it_is_set_aside() {
+        let now = Instant::now();
+        let mut state = FaultState::new(LIMITS);
+        state.failed(FaultKind::DeviceGone, now);
+        assert_eq!(state.permit(now), Permit::Reset);
+        state.reset_succeeded(now);
+        state.failed(FaultKind::DeviceGone, now);
+        assert!(state.is_set_aside());
+    }
+
+    #[test]
+    fn a_device_that_gets_no_calls_settles_by_a_checked_product() {
+        let mut now = Instant::now();
+        let mut state = FaultState::new(LIMITS);
+        assert!(!state.take_check(now), "nothing has failed");
+        state.failed(FaultKind::Timeout, now);
+        state.reset_succeeded(now);
+        assert!(!state.take_check(now), "too early");
+        now += LIMITS.probation_interval;
+        assert!(state.take_check(now) && !state.take_check(now), "once an interval");
+        state.settle();
         assert_eq!(state.degraded(), None);
     }
 
@@ -245,8 +349,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a shadow that knows only whether a reset followed the last failure: a device that failed is never used
-        /// without one, and whatever happened, good calls in the end make it whole.
+        /// Against a shadow that knows whether a reset followed the last failure, when that was, and how many good calls
+        /// came after: a device that failed is never used without a reset, it is degraded until enough calls and enough
+        /// time have passed, and whatever happened, good calls in the end make it whole.
         #[test]
         fn a_failed_device_is_reset_first_and_recovery_is_always_possible(
             operations in proptest::collection::vec(
@@ -261,6 +366,7 @@ mod tests {
             let mut now = Instant::now();
             let mut state = FaultState::new(LIMITS);
             let mut needs_reset = false;
+            let mut trouble: Option<(Instant, u32)> = None;
             let mut kinds = kinds.iter().cycle();
             for operation in operations {
                 let good = match operation {
@@ -280,24 +386,31 @@ mod tests {
                 }
                 if good {
                     if needs_reset {
-                        state.reset_succeeded();
+                        state.reset_succeeded(now);
+                        trouble = trouble.map(|(_, good)| (now, good));
                         needs_reset = false;
                     }
-                    state.succeeded();
+                    state.succeeded(now);
+                    trouble = trouble.map(|(at, good)| (at, good + 1)).filter(|&(at, good)| {
+                        good < LIMITS.settle_calls || now - at < LIMITS.probation_interval
+                    });
+                    prop_assert_eq!(state.degraded().is_some(), trouble.is_some());
                 } else {
                     let kind = kinds.next().map_or(FaultKind::Job, |&kind| FaultKind::ALL[kind]);
                     state.failed(kind, now);
                     prop_assert_eq!(state.degraded(), Some(kind));
                     needs_reset = true;
+                    trouble = Some((now, 0));
                 }
             }
             now += LIMITS.probation_interval * 32;
             if state.permit(now) == Permit::Reset {
-                state.reset_succeeded();
+                state.reset_succeeded(now);
             }
+            now += LIMITS.probation_interval;
             for _ in 0..LIMITS.settle_calls {
                 prop_assert_eq!(state.permit(now), Permit::Use);
-                state.succeeded();
+                state.succeeded(now);
             }
             prop_assert_eq!(state.degraded(), None);
         }

@@ -10,7 +10,7 @@ use rknpu_driver::error::JobError;
 use rknpu_driver::fused::{FusedError, FusedOps};
 use rknpu_driver::job::JobReport;
 
-use super::error::{of_access, of_allocation, of_job};
+use super::error::{is_shortage, of_access, of_allocation, of_job};
 use super::{FaultKind, NpuBackend, Permit};
 use crate::config::NpuFused;
 
@@ -31,6 +31,15 @@ impl Fused {
     }
 }
 
+impl Fused {
+    /// As part of a backend's name.
+    pub(super) fn name(&self) -> String {
+        let names = [(self.silu, "silu"), (self.norm, "norm")];
+        let names: Vec<_> = names.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
+        format!("+fused({})", names.join(","))
+    }
+}
+
 impl NpuBackend {
     /// See [`crate::backend::Backend::rms_norm`].
     pub(super) fn fused_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> bool {
@@ -43,7 +52,8 @@ impl NpuBackend {
     }
 
     fn fused_by(&mut self, run: impl FnOnce(&Fused) -> Option<Result<JobReport, FusedError>>) -> bool {
-        let usable = self.faults.permit(Instant::now()) == Permit::Use;
+        let now = Instant::now();
+        let usable = self.faults.permit(now) == Permit::Use && self.scarce.may_try(now);
         let Some(outcome) = self.fused.as_ref().filter(|_| usable).and_then(run) else { return false };
         match outcome {
             Ok(report) => {
@@ -53,7 +63,11 @@ impl NpuBackend {
                 true
             }
             Err(error) => {
-                if let Some(kind) = kind(&error) {
+                // Numbers that the device cannot hold are the processor's to compute, and no failure.
+                let Some(kind) = kind(&error) else { return false };
+                if matches!(&error, FusedError::Allocate(error) if is_shortage(error)) {
+                    self.short(&error);
+                } else {
                     self.failed(kind, &error);
                 }
                 self.report.fallbacks += 1;

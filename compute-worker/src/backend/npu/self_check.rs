@@ -16,14 +16,26 @@ const SHAPES: [[usize; 3]; 4] = [[1, 64, 64], [1, 896, 192], [5, 100, 70], [33, 
 /// # Errors
 /// When a call fails or a product is wrong.
 pub(super) fn self_check(device: &Device, settings: &NpuSettings) -> Result<(), NpuError> {
-    let settings = NpuSettings { policy: NpuPolicy::Npu, ..settings.clone() };
+    check(device, settings, &SHAPES)
+}
+
+/// The same with one small product of each form: whether a device that failed works again.
+///
+/// # Errors
+/// As [`self_check`].
+pub(super) fn probe(device: &Device, settings: &NpuSettings) -> Result<(), NpuError> {
+    check(device, settings, &SHAPES[..1])
+}
+
+fn check(device: &Device, settings: &NpuSettings, shapes: &[[usize; 3]]) -> Result<(), NpuError> {
+    let settings = NpuSettings { policy: NpuPolicy::Npu, fused: Vec::new(), ..settings.clone() };
     let kernels = Kernels::detect();
     let mut backend = NpuBackend::new(device.clone(), kernels, &settings);
     let shared = device.domains().iter().any(|domain| domain.cores.count() > 1);
     let spaces = if shared { 1 } else { device.domains().len() };
     let mut random = Random(0x5e1f_c4ec);
     for domain in &device.domains()[..spaces.min(device.domains().len())] {
-        for [rows, inner, outputs] in SHAPES {
+        for &[rows, inner, outputs] in shapes {
             for four_bits in [false, true] {
                 let matrix = Matrix::new(&mut random, inner, outputs, four_bits);
                 let buffer = backend.store.insert(device, domain.id, &matrix.tiles)?;

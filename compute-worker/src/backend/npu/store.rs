@@ -7,7 +7,7 @@
 //! once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use rknpu_driver::buffer::{BufferKind, SealedBuffer};
@@ -16,6 +16,7 @@ use rknpu_driver::error::AllocateError;
 use rookery_model::bundle::{LinearWeights, Segment, TileStorage};
 
 use super::NpuError;
+use super::error::is_shortage;
 use crate::model::weights::ModelWeights;
 
 /// Bytes of a buffer that several matrices share; a larger group has one of its own. Kernels give memory in pages, and the
@@ -44,14 +45,37 @@ impl TileStorage for Storage {
     }
 }
 
+/// What weights take of each address space of a device, over all engines that share it.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger(Arc<Mutex<BTreeMap<DomainId, u64>>>);
+
+impl Ledger {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DomainId, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(&self, domain: DomainId) -> u64 {
+        self.lock().get(&domain).copied().unwrap_or(0)
+    }
+}
+
 /// The tiles of a model that are in the NPU's memory, by their address in this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Store {
     places: BTreeMap<usize, Place>,
+    /// The same segments with their tiles in the bundle's file.
+    originals: HashMap<usize, Segment>,
+    /// Tiles were overwritten: none may be used.
+    spoilt: bool,
+    ledger: Ledger,
     /// Bytes that did not fit and stay where they were.
     pub(super) left: usize,
-    /// Bytes that are in the NPU's memory.
-    pub(super) held: usize,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.forget(|_| true);
+    }
 }
 
 /// Segments that go into one buffer, one after another.
@@ -62,21 +86,62 @@ struct Batch<'w> {
 }
 
 impl Store {
+    /// An empty one.
+    pub(super) fn new(ledger: Ledger) -> Self {
+        let (places, originals) = (BTreeMap::new(), HashMap::new());
+        Self { places, originals, spoilt: false, ledger, left: 0 }
+    }
+
     /// Where these tiles are, if they are in the NPU's memory.
     pub(super) fn find(&self, tiles: &[u8]) -> Option<&Place> {
         self.places.get(&tiles.as_ptr().addr()).filter(|place| place.bytes == tiles.len())
     }
 
-    /// Whether a reset took the memory from the device.
-    pub(super) fn is_stale(&self) -> bool {
-        self.places.values().any(|place| place.buffer.is_stale())
+    /// The segment of these tiles with its tiles in the bundle's file.
+    pub(super) fn original(&self, tiles: &[u8]) -> Option<&Segment> {
+        self.originals.get(&tiles.as_ptr().addr())
     }
 
-    /// Copies all matrices that linear layers use into the device's memory; a tied embedding follows its head. What the
-    /// device has no room for stays where it is, to be computed by the processor; the last refusal is told.
-    pub(super) fn build(device: &Device, weights: &mut ModelWeights) -> (Store, Option<AllocateError>) {
-        let mut store = Store::default();
-        let mut refusal = None;
+    /// Bytes that are in the NPU's memory.
+    pub(super) fn held(&self) -> usize {
+        self.places.values().map(|place| place.bytes).sum()
+    }
+
+    /// Tiles were found overwritten.
+    pub(super) fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// Whether tiles were overwritten, so that none may be used.
+    pub(super) fn is_spoilt(&self) -> bool {
+        self.spoilt
+    }
+
+    /// Whether the device can use none of it: a reset took the memory from it, or tiles were overwritten.
+    pub(super) fn is_lost(&self) -> bool {
+        self.spoilt || self.places.values().any(|place| place.buffer.is_stale())
+    }
+
+    /// Lets go of places, and of their room in the ledger.
+    fn forget(&mut self, which: impl Fn(&Place) -> bool) {
+        let mut used = self.ledger.lock();
+        self.places.retain(|_, place| {
+            let goes = which(place);
+            if goes && let Some(used) = used.get_mut(&place.domain) {
+                *used = used.saturating_sub(place.bytes as u64);
+            }
+            !goes
+        });
+    }
+
+    /// Copies all matrices that linear layers use and that are not there yet into the device's memory; a tied embedding
+    /// follows its head. What the device has no room for stays where it is, to be computed by the processor; the last
+    /// refusal is told. Without a device only takes back what was overwritten.
+    pub(super) fn adopt(
+        &mut self,
+        device: Option<&Device>,
+        weights: &mut ModelWeights,
+    ) -> Option<AllocateError> {
         let ModelWeights { layers, head, embedding, .. } = weights;
         let mut groups: Vec<Vec<&mut Segment>> = Vec::new();
         for layer in layers {
@@ -87,24 +152,77 @@ impl Store {
             groups.push(segments([&mut layer.ffn_down]));
         }
         groups.push(segments([head]));
-        // Old address → where the tiles are now, for a tied embedding.
-        let mut moved = HashMap::new();
-        for batch in batches(device.domains(), groups, &mut store.left) {
-            let bytes = batch.bytes;
-            match store.fill(device, batch, &mut moved) {
-                Ok(()) => store.held += bytes,
-                Err(error) => {
-                    store.left += bytes;
-                    refusal = Some(error);
+        if std::mem::take(&mut self.spoilt) {
+            for segment in groups.iter_mut().flatten().map(|s| &mut **s).chain(&mut embedding.segments) {
+                if let Some(original) = self.originals.get(&segment.tiles().as_ptr().addr()) {
+                    *segment = original.clone();
                 }
             }
+            self.forget(|_| true);
+            self.originals.clear();
         }
+        self.forget(|place| place.buffer.is_stale());
+        for group in &mut groups {
+            group.retain(|segment| self.find(segment.tiles()).is_none());
+        }
+        groups.retain(|group| !group.is_empty());
+        self.left = groups.iter().flatten().map(|segment| segment.tiles().len()).sum();
+        // Old address → where the tiles are now, for a tied embedding.
+        let mut moved = HashMap::new();
+        let refusal = device.and_then(|device| self.fill_all(device, groups, &mut moved));
         for segment in &mut embedding.segments {
             if let Some((storage, start)) = moved.get(&segment.tiles().as_ptr().addr()) {
                 segment.move_tiles(Arc::clone(storage), *start);
             }
         }
-        (store, refusal)
+        refusal
+    }
+
+    /// Copies groups. The last refusal is told.
+    fn fill_all(
+        &mut self,
+        device: &Device,
+        groups: Vec<Vec<&mut Segment>>,
+        moved: &mut HashMap<usize, (Arc<dyn TileStorage>, usize)>,
+    ) -> Option<AllocateError> {
+        let mut refusal = None;
+        // What was refused everywhere is not asked for again with each batch.
+        let mut too_large = usize::MAX;
+        for mut batch in batches(device.domains(), &self.ledger, groups) {
+            if batch.bytes >= too_large {
+                continue;
+            }
+            match self.fill_somewhere(device, &mut batch, moved) {
+                Ok(()) => self.left -= batch.bytes,
+                Err(error) => {
+                    too_large = if is_shortage(&error) { batch.bytes } else { 0 };
+                    refusal = Some(error);
+                }
+            }
+        }
+        refusal
+    }
+
+    /// Copies a batch into its domain or, if others took the room there, into the next one that has some.
+    fn fill_somewhere(
+        &mut self,
+        device: &Device,
+        batch: &mut Batch<'_>,
+        moved: &mut HashMap<usize, (Arc<dyn TileStorage>, usize)>,
+    ) -> Result<(), AllocateError> {
+        let domains = device.domains();
+        let first = domains.iter().position(|domain| domain.id == batch.domain).unwrap_or(0);
+        let mut result = self.fill(device, batch, moved);
+        for domain in domains.iter().cycle().skip(first + 1).take(domains.len().saturating_sub(1)) {
+            if !matches!(&result, Err(error) if is_shortage(error)) {
+                break;
+            }
+            if self.ledger.used(domain.id) + batch.bytes as u64 <= room(domain) {
+                batch.domain = domain.id;
+                result = self.fill(device, batch, moved);
+            }
+        }
+        result
     }
 
     /// Copies tiles into a buffer of their own in `domain`, and gives that back.
@@ -128,15 +246,15 @@ impl Store {
     fn fill(
         &mut self,
         device: &Device,
-        batch: Batch<'_>,
+        batch: &mut Batch<'_>,
         moved: &mut HashMap<usize, (Arc<dyn TileStorage>, usize)>,
     ) -> Result<(), AllocateError> {
-        let Batch { domain, segments, bytes } = batch;
+        let &mut Batch { domain, ref mut segments, bytes } = batch;
         let buffer = device.allocate(domain, bytes, BufferKind::Data)?;
         let in_use = |_| AllocateError::NoMemory { bytes, domain, source: Errno::EBUSY };
         let mut guard = buffer.write(..).map_err(in_use)?;
         let mut offset = 0;
-        for segment in &segments {
+        for segment in segments.iter() {
             let tiles = segment.tiles();
             guard[offset..offset + tiles.len()].copy_from_slice(tiles);
             offset += tiles.len();
@@ -144,13 +262,16 @@ impl Store {
         guard.finish().map_err(in_use)?;
         let buffer = buffer.seal().map_err(in_use)?;
         let storage: Arc<dyn TileStorage> = Arc::new(Storage(buffer.clone()));
+        *self.ledger.lock().entry(domain).or_default() += bytes as u64;
         let mut offset = 0;
         for segment in segments {
             let old = segment.tiles().as_ptr().addr();
+            let original = self.originals.remove(&old).unwrap_or_else(|| (**segment).clone());
             moved.insert(old, (Arc::clone(&storage), offset));
             segment.move_tiles(Arc::clone(&storage), offset);
             let (address, bytes) = (segment.tiles().as_ptr().addr(), segment.tiles().len());
             self.places.insert(address, Place { buffer: buffer.clone(), domain, offset, bytes });
+            self.originals.insert(address, original);
             offset += bytes;
         }
         Ok(())
@@ -161,17 +282,17 @@ fn segments<const N: usize>(matrices: [&mut LinearWeights; N]) -> Vec<&mut Segme
     matrices.into_iter().flat_map(|matrix| matrix.segments.iter_mut()).collect()
 }
 
-/// Which segments go into which buffer of which domain; bytes that fit none are added to `left`.
-fn batches<'w>(domains: &[Domain], groups: Vec<Vec<&'w mut Segment>>, left: &mut usize) -> Vec<Batch<'w>> {
+/// Which segments go into which buffer of which domain, without those that fit none.
+fn batches<'w>(domains: &[Domain], ledger: &Ledger, groups: Vec<Vec<&'w mut Segment>>) -> Vec<Batch<'w>> {
     let shared = domains.iter().any(|domain| domain.cores.count() > 1);
-    let mut rooms: Vec<Room<'w>> = domains.iter().map(Room::new).collect();
+    let mut rooms: Vec<Room<'w>> =
+        domains.iter().map(|domain| Room::new(domain, ledger.used(domain.id))).collect();
     let mut done = Vec::new();
     for mut group in groups {
         if shared {
             let bytes = group.iter().map(|segment| segment.tiles().len()).sum();
-            match rooms.iter_mut().find(|room| room.has(bytes)) {
-                Some(room) => done.extend(room.add(group, bytes)),
-                None => *left += bytes,
+            if let Some(room) = rooms.iter_mut().find(|room| room.has(bytes)) {
+                done.extend(room.add(group, bytes));
             }
             continue;
         }
@@ -181,17 +302,19 @@ fn batches<'w>(domains: &[Domain], groups: Vec<Vec<&'w mut Segment>>, left: &mut
         for segment in group {
             let bytes = segment.tiles().len();
             let fitting = rooms.iter_mut().enumerate().filter(|(_, room)| room.has(bytes));
-            match fitting.min_by_key(|(index, room)| (loads[*index], room.used)) {
-                Some((index, room)) => {
-                    loads[index] += bytes;
-                    done.extend(room.add(vec![segment], bytes));
-                }
-                None => *left += bytes,
+            if let Some((index, room)) = fitting.min_by_key(|(index, room)| (loads[*index], room.used)) {
+                loads[index] += bytes;
+                done.extend(room.add(vec![segment], bytes));
             }
         }
     }
     done.extend(rooms.into_iter().filter_map(|room| room.open));
     done
+}
+
+/// Bytes of weights that a domain may hold.
+fn room(domain: &Domain) -> u64 {
+    domain.bytes.saturating_sub(RESERVED_BYTES)
 }
 
 /// What a domain has taken.
@@ -204,9 +327,8 @@ struct Room<'w> {
 }
 
 impl<'w> Room<'w> {
-    fn new(domain: &Domain) -> Self {
-        let most = domain.bytes.saturating_sub(RESERVED_BYTES);
-        Self { domain: domain.id, used: 0, most, open: None }
+    fn new(domain: &Domain, used: u64) -> Self {
+        Self { domain: domain.id, used, most: room(domain), open: None }
     }
 
     fn has(&self, bytes: usize) -> bool {
