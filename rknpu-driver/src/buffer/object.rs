@@ -114,15 +114,14 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        let result = match &self.link.kernel {
+        let result = self.link.release(self.handle, || match &self.link.kernel {
             Kernel::Vendor(kernel) => {
                 let mut args =
                     vendor::rknpu_mem_destroy { handle: self.handle, reserved: 0, obj_addr: self.obj_addr };
                 retry(|| kernel.mem_destroy(&mut args))
             }
             Kernel::Rocket(kernel) => retry(|| kernel.gem_close(self.handle)),
-        };
-        self.link.release(self.handle);
+        });
         // Nobody can be told here. The kernel frees what is left when the descriptor closes; until then it
         // counts as leaked.
         if result.is_err_and(|errno| !is_gone(self.link.note(errno))) {

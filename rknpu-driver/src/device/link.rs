@@ -49,8 +49,13 @@ impl Link {
         lock(&self.handles).insert(handle)
     }
 
-    pub(crate) fn release(&self, handle: u32) {
-        lock(&self.handles).remove(&handle);
+    /// Destroys an object and forgets its handle. The kernel may give the handle to another thread's object as soon
+    /// as `destroy` returns, and that thread's claim waits here until the old one is forgotten.
+    pub(crate) fn release<T>(&self, handle: u32, destroy: impl FnOnce() -> T) -> T {
+        let mut handles = lock(&self.handles);
+        let result = destroy();
+        handles.remove(&handle);
+        result
     }
 
     pub(crate) fn retire(&self) {
