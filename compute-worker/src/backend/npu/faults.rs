@@ -195,7 +195,9 @@ impl FaultState {
     /// A call or a reset failed.
     pub fn failed(&mut self, kind: FaultKind, now: Instant) {
         let on_probation = self.set_aside > 0;
-        self.last = Some((kind, now));
+        // A reset that fails follows from something: that is what a person wants to know.
+        let cause = if kind == FaultKind::Reset { self.degraded().unwrap_or(kind) } else { kind };
+        self.last = Some((cause, now));
         self.good = 0;
         self.failures = self.failures.saturating_add(1);
         // A node that went away may answer as soon as it is opened again; that is tried once before the wait.
