@@ -29,5 +29,6 @@ pub mod backend;
 pub mod config;
 pub mod engine;
 pub mod model;
+pub mod probes;
 pub mod service;
 pub mod worker;

@@ -48,6 +48,7 @@ mod bandwidth;
 mod checksum;
 mod finish;
 mod float;
+mod gemm;
 mod half;
 mod integer;
 mod isa;

@@ -36,6 +36,8 @@ pub mod hf;
 pub(crate) mod mapping;
 pub mod names;
 pub mod pack;
+pub mod rotate;
+pub mod smooth;
 pub mod source;
 pub mod text_stream;
 pub mod tokenizer;

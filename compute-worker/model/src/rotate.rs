@@ -1,0 +1,1 @@
+//! Orthogonal rotations folded into weights.

@@ -1,0 +1,1 @@
+//! SmoothQuant: outliers of activations moved into weights.

@@ -1,0 +1,1 @@
+//! Which tensors and heads keep eight bits, under a byte budget.

@@ -1,0 +1,1 @@
+//! The calibration pass: Hessians from the engine's own activations.

@@ -1,0 +1,1 @@
+//! Rounding of a matrix that makes up for its own errors.

@@ -1,0 +1,1 @@
+//! Search of scales and multipliers.

@@ -1,0 +1,1 @@
+//! What four bits cost, tensor by tensor and head by head.

@@ -1,0 +1,1 @@
+//! Prompts whose answers every gateway must reproduce exactly.
