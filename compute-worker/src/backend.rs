@@ -53,6 +53,13 @@ pub trait Backend: Send {
         false
     }
 
+    /// Rounds rows of `cols` values to int8, the activations of the calls of [`Backend::linear`] that follow. False, and `out`
+    /// is not touched, where the kernels are to do it. Backends that compute leave it to them; it is for those that watch
+    /// what goes into linear layers, or round in another way on purpose.
+    fn quantize(&mut self, _pool: &Pool, _x: &[f32], _cols: usize, _out: &mut Activations) -> bool {
+        false
+    }
+
     /// Name in logs, for example `cpu/avx512-vnni`.
     fn name(&self) -> String;
 
