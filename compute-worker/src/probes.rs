@@ -1,1 +1,81 @@
 //! Prompts whose answers every gateway must reproduce exactly.
+//!
+//! The engine's answers do not depend on threads, instruction set, backend or batch. So what one machine answered when a
+//! model was packed is what every machine must answer, to the last bit of every logit, and anything else is a fault: of
+//! memory, of an accelerator, of a kernel, of the bundle's copy. The bundle carries such answers as `probes.json`:
+//!
+//! ```text
+//! packing:  prompts ─► record ─► ProbeSet ─► bundle          greedy tokens and SHA-256 of the logits of each position,
+//! start-up: bundle ─► ProbeSet ─► replay ─► Replay           for each type of key/value cache
+//! ```
+//!
+//! Probes are not a measure of quality: a model that was packed badly reproduces its bad answers. For that, some probes
+//! have one right [`Answer`], and the set says whether the unpacked model and the packed one gave it.
+
+mod document;
+mod run;
+mod self_check;
+
+use rookery_model::bundle::BundleError;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{EngineError, GenerationError, SubmitError};
+use crate::model::forward::ForwardError;
+
+pub use document::{Answer, Answers, MAX_BYTES, MEDIA_TYPE, Probe, ProbeSet, Recording, TITLE, Topic};
+pub use run::{Mismatch, Prompt, Replay, record, replay};
+pub use self_check::{SelfCheckError, SelfCheckReport, self_check};
+
+/// How much of the probes is replayed before a model is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SelfCheck {
+    /// Nothing.
+    Off,
+    /// The first tokens of two probes: a fraction of a second for a small model.
+    #[default]
+    Quick,
+    /// Every probe, every token.
+    Full,
+}
+
+/// Probes could not be read, recorded or replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The document is none that this version understands.
+    #[error("probes.json: {0}; pack the model again")]
+    Document(String),
+    /// The document names tokens or a vocabulary that are not the model's.
+    #[error("probe {probe:?} {fault}; the probes belong to another model: pack it again")]
+    OtherModel {
+        /// Name of the probe.
+        probe: String,
+        /// What does not fit.
+        fault: String,
+    },
+    /// The bundle could not be read.
+    #[error("cannot read the bundle")]
+    Bundle(#[from] BundleError),
+    /// No engine could be made for it.
+    #[error("cannot start an engine for the probes")]
+    Engine(#[from] EngineError),
+    /// The engine refused a probe.
+    #[error("probe {probe:?} was refused")]
+    Refused {
+        /// Name of the probe.
+        probe: String,
+        /// Why.
+        source: SubmitError,
+    },
+    /// The engine could not answer a probe.
+    #[error("probe {probe:?} was not answered")]
+    Unanswered {
+        /// Name of the probe.
+        probe: String,
+        /// Why.
+        source: GenerationError,
+    },
+    /// A step of the engine failed.
+    #[error("probes could not be computed")]
+    Forward(#[from] ForwardError),
+}
