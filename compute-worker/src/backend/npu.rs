@@ -106,13 +106,10 @@ impl NpuBackend {
             tracing::warn!(operations, "fp16 on the NPU: answers differ from those of exact workers");
         }
         let cost = open::cost_model(&device, settings);
-        // Under rocket each task is started by itself; whether weights outlast that in the buffer, nobody has seen.
-        let weight_reuse = device.info().interface == Interface::Vendor;
-        let limits = Limits { weight_reuse, ..Limits::default() };
         let options = PlanOptions {
             cores: settings.cores.into(),
             board: *cost.board(),
-            limits,
+            limits: Limits::default().on(device.info().interface),
             ..PlanOptions::default()
         };
         let shortage = || Shortage::new(settings.faults.reset_backoff, settings.faults.probation_interval);
