@@ -66,6 +66,7 @@ mod weights;
 pub use activations::Activations;
 pub use bandwidth::measure_read_bandwidth;
 pub use finish::Accumulators;
+pub use gemm::Gemm;
 pub use half::{f16_to_f32, f32_to_f16};
 pub use isa::{Isa, ParseIsaError};
 pub use kernels::Kernels;
