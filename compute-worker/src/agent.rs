@@ -22,7 +22,7 @@ use tokio::{
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
-use crate::config::ValidLink;
+use crate::{config::ValidLink, one_line::one_line};
 use backoff::Backoff;
 pub(crate) use gateway::Gateway;
 
@@ -46,7 +46,7 @@ pub(crate) async fn run(link: ValidLink, routes: Routes, tasks: Tasks, gate: Gat
                 match serve(socket, routes.clone(), &link.connection, &tasks, &gate).await {
                     Ok(()) => info!(control_plane = link.address, "the control plane closed the link"),
                     Err(error) => {
-                        warn!(control_plane = link.address, error = chain(&error), "the link broke")
+                        warn!(control_plane = link.address, error = one_line(&error), "the link broke")
                     }
                 }
                 if since.elapsed() >= WORKING {
@@ -78,9 +78,4 @@ async fn dial(link: &ValidLink) -> io::Result<TcpStream> {
 fn rand_unit() -> f64 {
     let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
     (high >> 32) as f64 / f64::from(u32::MAX)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |error| error.source())
-        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }

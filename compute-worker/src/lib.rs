@@ -32,3 +32,5 @@ pub mod model;
 pub mod probes;
 pub mod service;
 pub mod worker;
+
+mod one_line;

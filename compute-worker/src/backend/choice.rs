@@ -7,6 +7,7 @@ use rknpu_driver::error::OpenError;
 
 use super::npu::{Ledger, NpuBackend, NpuError, NpuSettings};
 use super::{Backend, BackendError, CpuBackend};
+use crate::one_line::one_line;
 
 /// Where linear layers are to be computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ impl Backends {
         };
         let failed = |backend: &str, error: NpuError| BackendError {
             backend: backend.to_owned(),
-            message: chain(&error),
+            message: one_line(&error),
         };
         match settings.choice {
             BackendChoice::Cpu => Ok(made(None, "as configured".to_owned())),
@@ -79,7 +80,7 @@ impl Backends {
             BackendChoice::Auto => Ok(match super::npu::open(&settings.npu) {
                 Ok(opened) => checked(opened, "an NPU is there and its self-check passed"),
                 Err(error) => {
-                    let reason = format!("no working NPU: {}", chain(&error));
+                    let reason = format!("no working NPU: {}", one_line(&error));
                     if matches!(error, NpuError::Open(OpenError::NoNode { .. })) {
                         tracing::info!(reason, "the processor computes");
                     } else {
@@ -105,10 +106,4 @@ impl Backends {
     pub fn reason(&self) -> &str {
         &self.reason
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -54,6 +54,7 @@ use self::store::Store;
 use self::waiter::Waiter;
 use super::{Backend, BackendError};
 use crate::model::weights::ModelWeights;
+use crate::one_line::one_line;
 
 /// The NPU as a backend, with the processor's kernels beside it.
 pub struct NpuBackend {
@@ -165,7 +166,7 @@ impl NpuBackend {
         let before = self.faults.is_set_aside();
         self.faults.failed(kind, Instant::now());
         self.report.faults.push(kind);
-        let (device, error) = (self.name(), super::choice::chain(error));
+        let (device, error) = (self.name(), one_line(error));
         if self.faults.is_set_aside() && !before {
             tracing::error!(
                 device,
@@ -181,7 +182,7 @@ impl NpuBackend {
     fn short(&mut self, error: &dyn std::error::Error) {
         self.report.faults.push(FaultKind::Memory);
         if self.scarce.begins(Instant::now()) {
-            let error = super::choice::chain(error);
+            let error = one_line(error);
             tracing::warn!(error, "the NPU has no memory for a call; the processor computes until it has");
         }
     }
@@ -227,8 +228,7 @@ impl NpuBackend {
             self.report.faults.push(FaultKind::Memory);
         }
         if left != before {
-            let error =
-                error.map_or("they are more than it addresses".to_owned(), |e| super::choice::chain(&e));
+            let error = error.map_or("they are more than it addresses".to_owned(), |e| one_line(&e));
             tracing::warn!(
                 held,
                 left,
@@ -240,7 +240,7 @@ impl NpuBackend {
 
     /// Leaves products that the driver cannot compute to the processor, from now on.
     fn exclude(&mut self, a: &Activations, jobs: &[LinearJob<'_>], error: &NpuError) {
-        let error = super::choice::chain(error);
+        let error = one_line(error);
         tracing::warn!(error, "the NPU's driver has no way to compute a product; the processor will");
         for job in jobs {
             self.cost.exclude(call::product(a, &job.weights));

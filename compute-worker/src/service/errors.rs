@@ -1,12 +1,11 @@
 //! Every error that a call can meet, as a status with a reason.
 
-use std::error::Error;
-
 use rookery_model::{chat::ChatError, tokenizer::TokenizerError};
 use rookery_proto::status::{self, Reason};
 use tonic::Status;
 
 use crate::engine::{GenerationError, SubmitError};
+use crate::one_line::one_line;
 
 /// The engine refused a request whose prompt came from `field`.
 pub(super) fn submit(field: &str, error: SubmitError) -> Status {
@@ -44,22 +43,10 @@ pub(super) fn deadline() -> Status {
 
 /// Text that the tokenizer cannot encode.
 pub(super) fn tokenizer(field: &str, error: &TokenizerError) -> Status {
-    status::invalid_field(field, &chain(error))
+    status::invalid_field(field, &one_line(error))
 }
 
 /// Messages that the model's template cannot render, or refuses.
 pub(super) fn chat(error: &ChatError) -> Status {
-    status::invalid_field("chat", &chain(error))
-}
-
-/// An error with its sources, which never repeat each other.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+    status::invalid_field("chat", &one_line(error))
 }

@@ -6,6 +6,7 @@ use rknpu_driver::timing::Board;
 
 use super::{CostModel, NpuError, NpuSettings, self_check::self_check};
 use crate::config::{NpuInterface, NpuPolicy, NpuW4};
+use crate::one_line::one_line;
 
 /// Opens the kernel's device, and checks a few small products. Also tells how `w4` weights can be multiplied: one whose int4
 /// mode fails the check is good for int8.
@@ -28,7 +29,7 @@ pub fn open(settings: &NpuSettings) -> Result<(Device, NpuW4), NpuError> {
     match self_check(&device, &ways(NpuW4::Int4)) {
         Ok(()) => Ok((device, settings.w4)),
         Err(error @ NpuError::SelfCheck { .. }) => {
-            let error = crate::backend::choice::chain(&error);
+            let error = one_line(&error);
             tracing::warn!(error, "the NPU's int4 mode is not used");
             Ok((device, NpuW4::Int8))
         }
