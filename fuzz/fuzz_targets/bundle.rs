@@ -37,6 +37,7 @@ static CONFIG: LazyLock<BundleConfig> = LazyLock::new(|| {
         tied_head: false,
         qkv_bias: true,
         qk_norm: false,
+        ffn_hadamard: None,
     };
     let entry = |name| {
         let (rows, cols) = model.shape(name);

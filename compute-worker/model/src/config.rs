@@ -111,6 +111,14 @@ pub enum ConfigError {
         /// Size of one attention head.
         head_dim: usize,
     },
+    /// The transform of the feed-forward's activations works on whole blocks of a power of two.
+    #[error("ffn_hadamard is {block}, not a power of two in 16..=256 that divides ffn = {ffn}")]
+    HadamardBlock {
+        /// Block asked for.
+        block: usize,
+        /// Width of the feed-forward's inner layer.
+        ffn: usize,
+    },
 }
 
 /// What a decoder looks like. All sizes are in elements, not bytes.
@@ -149,6 +157,11 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     /// Each head of q and k goes through an RMS norm before rotation.
     pub qk_norm: bool,
+    /// The down projection takes its inputs through an unnormalised Walsh–Hadamard transform of consecutive
+    /// blocks of this many values: a power of two in 16..=256 that divides `ffn`. No imported file has it; a
+    /// rotated model does ([`crate::rotate`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ffn_hadamard: Option<usize>,
 }
 
 impl ModelConfig {
@@ -189,6 +202,11 @@ impl ModelConfig {
             if !value.is_finite() || value <= 0.0 {
                 return Err(ConfigError::NotPositive { field, value });
             }
+        }
+        if let Some(block) = self.ffn_hadamard
+            && !(block.is_power_of_two() && (16..=256).contains(&block) && self.ffn.is_multiple_of(block))
+        {
+            return Err(ConfigError::HadamardBlock { block, ffn: self.ffn });
         }
         match &self.rope_factors {
             Some(factors) if factors.len() != self.head_dim / 2 => {
@@ -294,6 +312,7 @@ mod tests {
             tied_head: true,
             qkv_bias: false,
             qk_norm: true,
+            ffn_hadamard: None,
         }
     }
 
@@ -315,6 +334,10 @@ mod tests {
         config.validate().unwrap();
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), config);
+        assert!(!json.contains("ffn_hadamard"), "bundles without it stay as they were");
+        let rotated = ModelConfig { ffn_hadamard: Some(16), ..config };
+        let json = serde_json::to_string(&rotated).unwrap();
+        assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), rotated);
         assert!(json.contains(r#""architecture":"qwen3""#));
     }
 
@@ -329,6 +352,10 @@ mod tests {
         assert!(
             refused(ModelConfig { rope_factors: Some(vec![1.0; 3]), ..config() }).contains("expected 16")
         );
+        for block in [0, 8, 24, 32, 512] {
+            let refusal = refused(ModelConfig { ffn_hadamard: Some(block), ..config() });
+            assert!(refusal.contains("divides ffn = 208"), "{refusal}");
+        }
         assert!(refused(ModelConfig { rope_factors: Some(vec![f32::NAN; 16]), ..config() }).contains("NaN"));
     }
 }

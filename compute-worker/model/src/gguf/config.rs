@@ -56,6 +56,7 @@ pub(super) fn read_config(file: &GgufFile) -> Result<ModelConfig, ImportError> {
         tied_head: file.tensor(&TensorName::Output.to_string()).is_none(),
         qkv_bias: keys.architecture == Architecture::Qwen2 || file.tensor(&bias).is_some(),
         qk_norm: keys.architecture == Architecture::Qwen3,
+        ffn_hadamard: None,
     };
     config.validate()?;
     keys.refuse_sliding_window(config.context)?;

@@ -42,6 +42,7 @@ pub(super) fn read_config(json: &Object) -> Result<ModelConfig, ImportError> {
             Architecture::Llama | Architecture::Qwen3 => json.bool("attention_bias")?.unwrap_or(false),
         },
         qk_norm: architecture == Architecture::Qwen3,
+        ffn_hadamard: None,
     };
     config.validate()?;
     refuse_sliding_window(json, &config)?;

@@ -41,6 +41,7 @@ pub(crate) fn small_config() -> ModelConfig {
         tied_head: true,
         qkv_bias: true,
         qk_norm: true,
+        ffn_hadamard: None,
     }
 }
 
