@@ -25,7 +25,10 @@ pub use digest::{Digest, InvalidDigest};
 pub use error::BundleError;
 pub use info::{BlobInfo, BundleInfo};
 pub use layout::Part;
-pub use oci::{ARTIFACT_TYPE, CONFIG_TYPE, TOKENIZER_CONFIG_TYPE, TOKENIZER_TYPE, WEIGHTS_TYPE};
+pub use oci::{
+    ARTIFACT_TYPE, CONFIG_TYPE, MAX_DOCUMENT_BYTES, PROBES_TYPE, QUANTIZATION_TYPE, TOKENIZER_CONFIG_TYPE,
+    TOKENIZER_TYPE, WEIGHTS_TYPE,
+};
 pub use progress::{NoProgress, Progress};
 pub use weights::{LinearWeights, Segment, TileStorage};
 
@@ -89,6 +92,16 @@ impl Bundle {
         Ok(Folder::read(path)?.info)
     }
 
+    /// Reads an optional document, [`PROBES_TYPE`] or [`QUANTIZATION_TYPE`], checking its digest and nothing else:
+    /// the files of the weights are not looked at.
+    ///
+    /// # Errors
+    /// Names the document at fault; see [`BundleError`].
+    pub fn read_document(path: &Path, media_type: &str) -> Result<Option<Vec<u8>>, BundleError> {
+        let _ = (path, media_type);
+        unimplemented!()
+    }
+
     /// Digest, config and blobs.
     pub fn info(&self) -> &BundleInfo {
         &self.info
@@ -127,6 +140,12 @@ impl Bundle {
         let json = std::str::from_utf8(self.tokenizer.bytes())
             .map_err(|error| BundleError::Document { document: "tokenizer", fault: error.to_string() })?;
         Tokenizer::for_model(json, config, self.info.config.model.vocab).map_err(BundleError::Tokenizer)
+    }
+
+    /// An optional document of the bundle, [`PROBES_TYPE`] or [`QUANTIZATION_TYPE`], if it has one.
+    pub fn document(&self, media_type: &str) -> Option<&[u8]> {
+        let _ = media_type;
+        unimplemented!()
     }
 
     /// Bytes of mapped weights.

@@ -31,8 +31,13 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use layout_writer::LayoutWriter;
 use weight_blob::BlobPacker;
 
+pub use draft::{Draft, describe};
+pub use stored::{Content, StoredRows};
+
+mod draft;
 mod layout_writer;
 mod quantize;
+mod stored;
 mod weight_blob;
 
 /// Version of the packer, part of every bundle: the same version, source and recipe give the same bytes.
@@ -143,6 +148,42 @@ pub enum PackError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Another packer is at work on the same target.
+    #[error("{} is being packed by another process; wait until it has finished or choose another folder", path.display())]
+    InProgress {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Rows given for a matrix do not fit what the table of tensors says of it.
+    #[error("tensor {tensor}: {fault}")]
+    Misfit {
+        /// Tensor at fault.
+        tensor: TensorName,
+        /// What does not fit.
+        fault: String,
+    },
+    /// A part has not been written, or is not in the bundle it was to be copied from.
+    #[error("part {part} is missing")]
+    NoPart {
+        /// The part.
+        part: Part,
+    },
+    /// An optional document is of an unknown type or too large.
+    #[error("document {title}: {fault}")]
+    Document {
+        /// Its title.
+        title: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// What makes the contents of a matrix failed.
+    #[error("tensor {tensor}")]
+    Content {
+        /// The matrix.
+        tensor: TensorName,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The folder just written does not read back.
     #[error("the packed bundle does not read back")]

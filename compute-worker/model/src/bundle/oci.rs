@@ -25,6 +25,12 @@ pub const WEIGHTS_TYPE: &str = "application/vnd.rookery.model.weights.v1+safeten
 pub const TOKENIZER_TYPE: &str = "application/vnd.rookery.model.tokenizer.v1+json";
 /// Media type of the blob with special tokens and chat template.
 pub const TOKENIZER_CONFIG_TYPE: &str = "application/vnd.rookery.model.tokenizer-config.v1+json";
+/// Media type of the optional blob with golden probes: prompts, and what this very model answers.
+pub const PROBES_TYPE: &str = "application/vnd.rookery.model.probes.v1+json";
+/// Media type of the optional blob that says how precisions and roundings were chosen.
+pub const QUANTIZATION_TYPE: &str = "application/vnd.rookery.model.quantization.v1+json";
+/// The optional documents, of each of which a bundle has at most one.
+pub(crate) const DOCUMENT_TYPES: [&str; 2] = [PROBES_TYPE, QUANTIZATION_TYPE];
 
 /// Annotation with a file name for people; weight blobs are found by it.
 pub(crate) const TITLE: &str = "org.opencontainers.image.title";
@@ -44,6 +50,8 @@ pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Largest tokenizer that is read; the largest vocabularies in use take 35 MB.
 pub(crate) const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+/// Largest optional document that is read; a line for each head of a 100-layer model takes about 3 MB.
+pub const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 
 /// Points at a blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rookery_kernels::{W4, W8, Weights};
+use rookery_kernels::{W4, W8, Weights, tiles};
 
 use super::config::Precision;
 use crate::mapping::{self, Mapping};
@@ -63,6 +63,24 @@ pub(super) struct Parts {
 }
 
 impl LinearWeights {
+    /// A matrix `[rows][cols]` of segments, which may come from different bundles.
+    ///
+    /// # Panics
+    /// When the segments do not cover `0..rows` in order, or one has other columns.
+    pub fn from_segments(rows: usize, cols: usize, segments: Vec<Segment>) -> Self {
+        let mut next = 0;
+        for segment in &segments {
+            assert_eq!(
+                (segment.first_row, segment.cols),
+                (next, cols),
+                "segment does not go on at row {next}"
+            );
+            next += segment.rows;
+        }
+        assert_eq!(next, rows, "segments cover {next} of {rows} rows");
+        Self { rows, cols, segments }
+    }
+
     /// Bytes of all segments: tiles, scales, row sums, multipliers.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(Segment::bytes).sum()
@@ -91,6 +109,37 @@ impl Segment {
         self.map.release(self.parts.tiles.clone());
     }
 
+    /// Some of its rows, counted from its first: the same memory. Tiles of either precision are whole at multiples of
+    /// 64 rows.
+    ///
+    /// # Panics
+    /// When `rows` is empty, begins or ends at no multiple of 64 (or the segment's end), or reaches past the segment.
+    pub fn part(&self, rows: Range<usize>) -> Segment {
+        const PANEL: usize = tiles::W4_TILE_ROWS;
+        assert!(rows.start < rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let whole = |row: usize| row.is_multiple_of(PANEL);
+        assert!(whole(rows.start) && (whole(rows.end) || rows.end == self.rows), "rows {rows:?} cut a panel");
+        let mut part = self.clone();
+        part.first_row += rows.start;
+        part.rows = rows.len();
+        let tile_rows =
+            if self.precision == Precision::W4 { tiles::W4_TILE_ROWS } else { tiles::W8_TILE_ROWS };
+        let tile_row_bytes = self.cols.div_ceil(tiles::TILE_COLS) * tiles::TILE_BYTES;
+        let of_tiles = rows.start / tile_rows * tile_row_bytes..rows.end.div_ceil(tile_rows) * tile_row_bytes;
+        if let Some(moved) = &mut part.moved {
+            moved.range = within(&moved.range, &of_tiles);
+        }
+        let of_rows = |bytes: usize| rows.start * bytes..rows.end * bytes;
+        let parts = &mut part.parts;
+        parts.tiles = within(&parts.tiles, &of_tiles);
+        parts.scales = within(&parts.scales, &of_rows(size_of::<f32>()));
+        parts.row_sums = within(&parts.row_sums, &of_rows(size_of::<i32>()));
+        if self.precision == Precision::W4 {
+            parts.multipliers = within(&parts.multipliers, &of_rows(self.cols.div_ceil(tiles::W4_GROUP)));
+        }
+        part
+    }
+
     /// What a kernel takes: the stored bytes themselves, no copy.
     pub fn view(&self) -> Weights<'_> {
         let bytes = self.map.bytes();
@@ -115,6 +164,12 @@ impl Segment {
             .iter()
             .sum()
     }
+}
+
+/// `inner`, counted from the start of `outer`.
+fn within(outer: &Range<usize>, inner: &Range<usize>) -> Range<usize> {
+    debug_assert!(inner.end <= outer.len(), "{inner:?} reaches past {outer:?}");
+    outer.start + inner.start..outer.start + inner.end
 }
 
 /// A norm or bias in its mapped file.
