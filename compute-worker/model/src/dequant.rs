@@ -69,6 +69,23 @@ impl StorageType {
         }
     }
 
+    /// The type's number in a GGUF file.
+    pub(crate) fn to_gguf(self) -> u32 {
+        match self {
+            StorageType::F32 => 0,
+            StorageType::F16 => 1,
+            StorageType::Q4_0 => 2,
+            StorageType::Q4_1 => 3,
+            StorageType::Q5_0 => 6,
+            StorageType::Q5_1 => 7,
+            StorageType::Q8_0 => 8,
+            StorageType::Q4_K => 12,
+            StorageType::Q5_K => 13,
+            StorageType::Q6_K => 14,
+            StorageType::BF16 => 30,
+        }
+    }
+
     /// The name GGUF gives the type.
     pub fn name(self) -> &'static str {
         match self {

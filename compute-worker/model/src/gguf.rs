@@ -10,6 +10,7 @@ mod file;
 mod reader;
 mod value;
 mod vocab;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub use file::{GgufFile, GgufTensor};
 pub use value::{Array, Metadata, Value};
+pub use writer::{GgufWriteError, Rows, TensorPlan, write_gguf};
 
 use crate::config::{Architecture, ModelConfig};
 use crate::names::{LayerTensor, TensorName};
