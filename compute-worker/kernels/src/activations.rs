@@ -21,6 +21,32 @@ impl Activations {
         Self::default()
     }
 
+    /// Rows that are int8 already: `values` is `[M][cols]`, each within −127…127, `scales` is `[M]`.
+    ///
+    /// # Panics
+    /// When there are not `cols` values for each scale.
+    pub fn from_rows(cols: usize, values: &[i8], scales: &[f32]) -> Self {
+        let rows = scales.len();
+        let expected = rows.checked_mul(cols);
+        assert!(
+            expected == Some(values.len()),
+            "activations: {} values are not {rows} rows of {cols}",
+            values.len()
+        );
+        let mut activations = Self::default();
+        let stride = cols.next_multiple_of(ROW_ALIGN);
+        let (padded, its_scales, sums) = activations.reshape(rows, cols);
+        its_scales.copy_from_slice(scales);
+        if cols > 0 {
+            for ((to, from), sum) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(cols)).zip(sums)
+            {
+                to[..cols].copy_from_slice(from);
+                *sum = from.iter().map(|&value| i32::from(value)).sum();
+            }
+        }
+        activations
+    }
+
     /// M.
     pub fn rows(&self) -> usize {
         self.rows

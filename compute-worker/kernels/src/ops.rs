@@ -18,6 +18,34 @@ pub struct AttentionQuery<'a> {
     pub len: usize,
 }
 
+/// A bias that the cached keys came without.
+///
+/// Rotation is linear: RoPE(k + bias) = RoPE(k) + RoPE(bias). What the cache holds is RoPE(k); attention adds the bias,
+/// rotated to the position of each token, to the keys as it reads them. A token's position is its place in the
+/// sequence's blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyBias<'a> {
+    /// `[kv_heads · head_dim]`.
+    pub bias: &'a [f32],
+    /// The table that rotated the keys.
+    pub rope: &'a RopeTable,
+}
+
+/// Attention of M query rows over one layer of a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionJob<'a> {
+    /// The layer of the cache.
+    pub layer: usize,
+    /// What each row attends to, `[M]`.
+    pub queries: &'a [AttentionQuery<'a>],
+    /// Rotated queries, `[M][heads · head_dim]`.
+    pub q: &'a [f32],
+    /// Query heads, a multiple of the cache's kv heads: head h uses kv head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// What to add to the keys, if they were stored without it.
+    pub key_bias: Option<KeyBias<'a>>,
+}
+
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
@@ -76,26 +104,31 @@ impl Kernels {
         unsafe { (self.float.softmax)(x) }
     }
 
-    /// Grouped-query attention of M rows over one layer of the cache: `q` and `out` are
-    /// `[M][heads · head_dim]`, query head h uses kv head `h / (heads / kv_heads)`, scores are scaled by
-    /// 1/√head_dim. A row's result depends on its own query, blocks and length only.
+    /// Walsh–Hadamard transform in place of every consecutive `block` values, in natural (Sylvester) order, not
+    /// normalised: applied twice it multiplies by `block`.
     ///
     /// # Panics
-    /// When a length, head count or block id does not fit the cache's layout.
-    #[expect(clippy::too_many_arguments, reason = "every one is a separate operand of the operation")]
-    pub fn attention(
-        &self,
-        pool: &Pool,
-        cache: &KvCache,
-        layer: usize,
-        queries: &[AttentionQuery<'_>],
-        q: &[f32],
-        heads: usize,
-        out: &mut [f32],
-    ) {
+    /// When `block` is not a power of two in 16…4096 or does not divide the length.
+    pub fn hadamard(&self, x: &mut [f32], block: usize) {
+        assert!(
+            block.is_power_of_two() && (16..=4096).contains(&block),
+            "hadamard: block of {block} is not a power of two in 16..=4096"
+        );
+        assert!(x.len().is_multiple_of(block), "hadamard: {} values in blocks of {block}", x.len());
+        // SAFETY: this table exists only where its instruction set was detected.
+        unsafe { (self.float.hadamard)(x, block) }
+    }
+
+    /// Grouped-query attention of M rows over one layer of the cache; `out` is `[M][heads · head_dim]`, scores are
+    /// scaled by 1/√head_dim. A row's result depends on its own query, blocks and length only.
+    ///
+    /// # Panics
+    /// When a length, head count or block id does not fit the cache's layout, or the bias and its table do not.
+    pub fn attention(&self, pool: &Pool, cache: &KvCache, job: &AttentionJob<'_>, out: &mut [f32]) {
         let layout = cache.layout();
         let (kv_heads, d) = (layout.kv_heads, layout.head_dim);
-        check(cache, layer, queries, q, heads, out);
+        check(cache, job, out);
+        let AttentionJob { layer, queries, q, heads, key_bias } = *job;
         if queries.is_empty() || heads == 0 {
             return;
         }
@@ -123,6 +156,8 @@ impl Kernels {
                     k_offset: kv_head * d * BLOCK_TOKENS,
                     v_offset: (kv_heads + kv_head) * d * BLOCK_TOKENS,
                     head_dim: d,
+                    key_bias: key_bias
+                        .map(|KeyBias { bias, rope }| KeyBias { bias: &bias[kv_head * d..][..d], rope }),
                     blocks: these.iter().max_by_key(|q| q.len).map_or(&[], |q| q.blocks),
                     len: &|row| these[row].len,
                     rows: count,
@@ -158,14 +193,8 @@ fn same_blocks(queries: &[AttentionQuery<'_>]) -> usize {
     queries.len()
 }
 
-fn check(
-    cache: &KvCache,
-    layer: usize,
-    queries: &[AttentionQuery<'_>],
-    q: &[f32],
-    heads: usize,
-    out: &[f32],
-) {
+fn check(cache: &KvCache, job: &AttentionJob<'_>, out: &[f32]) {
+    let AttentionJob { layer, queries, q, heads, key_bias } = *job;
     let layout = cache.layout();
     assert!(layer < layout.layers, "attention: layer {layer} of {}", layout.layers);
     assert!(
@@ -175,6 +204,14 @@ fn check(
     );
     let len = queries.len() * heads * layout.head_dim;
     assert!(q.len() == len && out.len() == len, "attention: q {}, out {}, not {len}", q.len(), out.len());
+    if let Some(KeyBias { bias, rope }) = key_bias {
+        let width = layout.kv_heads * layout.head_dim;
+        assert_eq!(bias.len(), width, "attention: bias of {} keys, not {width}", bias.len());
+        assert_eq!(rope.head_dim(), layout.head_dim, "attention: rope table of another head_dim");
+        let longest = queries.iter().map(|query| query.len).max().unwrap_or(0);
+        let positions = rope.positions();
+        assert!(longest <= positions, "attention: {longest} tokens, rope table of {positions}");
+    }
     for (m, query) in queries.iter().enumerate() {
         let used = query.len.div_ceil(BLOCK_TOKENS);
         assert!(query.len > 0, "attention: row {m} attends to nothing");

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use crate::BLOCK_TOKENS;
 use crate::math::{exp_f64, ln_f64, sin_cos_f64};
 
 /// Positions whose angles are computed together, on first use.
@@ -18,6 +19,8 @@ pub struct RopeTable {
     position_scale: f64,
     frequencies: Vec<f64>,
     pages: Vec<OnceLock<Box<[f32]>>>,
+    /// Cosines, then sines, of the positions 0…15 within a block, `[head_dim/2][16 positions]` each.
+    steps: Vec<[f32; BLOCK_TOKENS]>,
 }
 
 impl RopeTable {
@@ -43,7 +46,10 @@ impl RopeTable {
             .map(|i| exp_f64(step * i as f64) / factors.map_or(1.0, |factors| f64::from(factors[i])))
             .collect();
         let pages = (0..positions.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
-        RopeTable { head_dim, positions, position_scale, frequencies, pages }
+        let mut table =
+            RopeTable { head_dim, positions, position_scale, frequencies, pages, steps: Vec::new() };
+        table.steps = table.transposed_block();
+        table
     }
 
     /// Values per head that the table rotates.
@@ -64,6 +70,21 @@ impl RopeTable {
         assert!(position < self.positions, "rope: position {position} of a table of {}", self.positions);
         let page = self.pages[position / PAGE].get_or_init(|| self.page(position / PAGE));
         &page[position % PAGE * self.head_dim..][..self.head_dim]
+    }
+
+    /// As [`RopeTable::row`] of the positions 0…15 with positions in lanes: cosines and sines, `[head_dim/2][16]`.
+    pub(crate) fn steps(&self) -> (&[[f32; BLOCK_TOKENS]], &[[f32; BLOCK_TOKENS]]) {
+        self.steps.split_at(self.head_dim / 2)
+    }
+
+    fn transposed_block(&self) -> Vec<[f32; BLOCK_TOKENS]> {
+        let angle = |i: usize, position: usize| {
+            sin_cos_f64(position as f64 * self.position_scale * self.frequencies[i])
+        };
+        let half = 0..self.head_dim / 2;
+        let cos = half.clone().map(|i| std::array::from_fn(|position| angle(i, position).1 as f32));
+        let sin = half.map(|i| std::array::from_fn(|position| angle(i, position).0 as f32));
+        cos.chain(sin).collect()
     }
 
     fn page(&self, page: usize) -> Box<[f32]> {

@@ -32,6 +32,8 @@ pub(crate) trait Simd: Copy {
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
     /// Loads 16 binary16 values, exactly.
     fn load_f16(self, from: &[u16; LANES]) -> Self::V;
+    /// Loads 16 bytes, exactly.
+    fn load_i8(self, from: &[i8; LANES]) -> Self::V;
     /// Loads 16 integers, rounded to nearest even.
     fn load_i32(self, from: &[i32; LANES]) -> Self::V;
     /// Stores integral lanes of −127…127 as bytes.
@@ -56,6 +58,10 @@ pub(crate) trait Simd: Copy {
     fn pow2(self, a: Self::V) -> Self::V;
     /// The greater of |a| and b ≥ 0, compared as bits, so that NaN is greatest and never lost.
     fn max_magnitude(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// For each pair of lanes (i, i + STRIDE) with i / STRIDE even: a + b in the lower, a − b in the upper. STRIDE is
+    /// 8, 4, 2 or 1.
+    fn butterfly<const STRIDE: usize>(self, v: Self::V) -> Self::V;
 
     /// Sum of the lanes by the fixed tree: halves added until one is left (i + i+8, i + i+4, i + i+2, 0 + 1).
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! All tensors of a model, resolved once. Matrices stay where the bundle maps them; norms and biases are small copies.
 
-use rookery_kernels::{BLOCK_TOKENS, KvCache, KvLayout};
+use rookery_kernels::{BLOCK_TOKENS, KvCache, KvLayout, KvType};
 use rookery_model::bundle::{Bundle, BundleError, LinearWeights};
 use rookery_model::config::ModelConfig;
 use rookery_model::names::{LayerTensor, TensorName};
@@ -71,7 +71,8 @@ impl ModelWeights {
     /// Shape of a cache of `blocks` blocks for this model.
     pub fn cache_layout(&self, blocks: usize) -> KvLayout {
         let config = &self.config;
-        KvLayout { layers: config.layers, blocks, kv_heads: config.kv_heads, head_dim: config.head_dim }
+        let kind = KvType::F16;
+        KvLayout { layers: config.layers, blocks, kv_heads: config.kv_heads, head_dim: config.head_dim, kind }
     }
 
     /// Bytes that [`BLOCK_TOKENS`] tokens take in the cache, over all layers.

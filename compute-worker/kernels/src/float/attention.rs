@@ -1,9 +1,9 @@
-//! Attention of some query rows and heads over one key/value head of the paged f16 cache.
+//! Attention of some query rows and heads over one key/value head of the paged cache.
 //!
 //! ```text
 //! vectors i = (row, head), rows × heads of them; q scaled by 1/sqrt(d) first
 //! for each chunk of 128 tokens (absolute positions, so that rows beside a row change nothing):
-//!     for each block of 16 tokens:   K [d][16 tokens] → f32 once
+//!     for each block of 16 tokens:   K [d][16 tokens] → f32 once, see `convert`
 //!         score[i][16 lanes] = fma over d, in order:  q[i][d] · K[d][lanes]            lanes are tokens
 //!     for each i:  m' = max(m, scores);  alpha = e^(m−m');  p = e^(score−m')
 //!         sums[16 lanes] = sums·alpha + Σ blocks p;  acc[i] *= alpha
@@ -17,10 +17,13 @@
 //! Tokens beyond a row's length are never read into its result, whatever they hold: their scores become −∞
 //! by selection and their values are skipped, not multiplied by zero.
 
-use crate::BLOCK_TOKENS;
 use crate::float::body;
+use crate::kv::Blocks;
 use crate::pool::SharedMut;
 use crate::simd::{LANES, Simd};
+use crate::{BLOCK_TOKENS, KeyBias};
+
+mod convert;
 
 /// Tokens between two rescalings; part of the numeric contract.
 const CHUNK: usize = 128;
@@ -29,12 +32,14 @@ const CHUNK_BLOCKS: usize = CHUNK / BLOCK_TOKENS;
 /// One unit of work; `Kernels::attention` makes them and vouches for the ranges.
 pub(crate) struct Task<'a> {
     /// The layer's blocks, `block_len` values each.
-    pub(crate) cache: &'a [u16],
+    pub(crate) cache: Blocks<'a>,
     pub(crate) block_len: usize,
     /// Where this kv head's K and V begin in a block.
     pub(crate) k_offset: usize,
     pub(crate) v_offset: usize,
     pub(crate) head_dim: usize,
+    /// This kv head's bias, `[head_dim]`.
+    pub(crate) key_bias: Option<KeyBias<'a>>,
     /// Blocks of the longest row; the other rows use a prefix of it.
     pub(crate) blocks: &'a [u32],
     /// Tokens of row r, r < rows.
@@ -53,6 +58,8 @@ pub(crate) struct Task<'a> {
 #[derive(Default)]
 pub(crate) struct Scratch {
     block: Vec<f32>,
+    /// The key bias rotated to the positions 0…15, `[head_dim][16]`.
+    bias: Vec<f32>,
     q: Vec<f32>,
     scores: Vec<f32>,
     acc: Vec<f32>,
@@ -67,12 +74,15 @@ pub(crate) fn run<S: Simd>(s: S, task: &Task<'_>, scratch: &mut Scratch) {
     let d = task.head_dim;
     let vectors = task.rows * task.heads;
     scratch.prepare(task, vectors);
+    if let Some(bias) = &task.key_bias {
+        convert::prepare_bias(s, bias, &mut scratch.bias);
+    }
     let longest = scratch.lens.iter().copied().max().unwrap_or(0);
     let mut first = 0;
     while first < longest {
         let blocks = &task.blocks[first / BLOCK_TOKENS..longest.div_ceil(BLOCK_TOKENS)];
         let blocks = &blocks[..blocks.len().min(CHUNK_BLOCKS)];
-        score_chunk(s, task, blocks, scratch, vectors);
+        score_chunk(s, task, blocks, first, scratch, vectors);
         for i in 0..vectors {
             let used = scratch.lens[i].saturating_sub(first).min(CHUNK);
             if used > 0 {
@@ -121,10 +131,17 @@ impl Scratch {
 
 /// Scores of all vectors against the chunk's blocks; lanes beyond a row's length hold anything.
 #[inline(always)]
-fn score_chunk<S: Simd>(s: S, task: &Task<'_>, blocks: &[u32], scratch: &mut Scratch, vectors: usize) {
+fn score_chunk<S: Simd>(
+    s: S,
+    task: &Task<'_>,
+    blocks: &[u32],
+    first: usize,
+    scratch: &mut Scratch,
+    vectors: usize,
+) {
     let d = task.head_dim;
     for (at, &block) in blocks.iter().enumerate() {
-        convert(s, task, block, task.k_offset, &mut scratch.block);
+        convert::keys(s, task, block, first + at * BLOCK_TOKENS, &scratch.bias, &mut scratch.block);
         let (k, _) = scratch.block.as_chunks::<LANES>();
         let mut i = 0;
         while i < vectors {
@@ -174,7 +191,7 @@ fn value_chunk<S: Simd>(
 ) {
     let d = task.head_dim;
     for (at, &block) in blocks.iter().enumerate() {
-        convert(s, task, block, task.v_offset, &mut scratch.block);
+        convert::values(s, task, block, &mut scratch.block);
         let (v, _) = scratch.block.as_chunks::<LANES>();
         let start = first + at * BLOCK_TOKENS;
         let mut i = 0;
@@ -198,17 +215,6 @@ fn value_chunk<S: Simd>(
             }
             i += r;
         }
-    }
-}
-
-/// One kv head's half of a block, f16 → f32.
-#[inline(always)]
-fn convert<S: Simd>(s: S, task: &Task<'_>, block: u32, offset: usize, to: &mut [f32]) {
-    let start = block as usize * task.block_len + offset;
-    let (from, _) = task.cache[start..start + to.len()].as_chunks::<LANES>();
-    let (to, _) = to.as_chunks_mut::<LANES>();
-    for (from, to) in from.iter().zip(to) {
-        s.store(s.load_f16(from), to);
     }
 }
 

@@ -5,6 +5,7 @@
 //!                          lanes are joined by the fixed tree of `Simd::sum`
 //! rms_norm:  y = (x · 1/sqrt(Σx²/n + eps)) · w            Σ by fma
 //! rope:      (a, b) = (x[i], x[i+d/2]);  y[i] = fma(a, cos, −(b·sin));  y[i+d/2] = fma(b, cos, a·sin)
+//! hadamard:  in each block, for stride block/2, block/4, …, 1:  (x[i], x[i+stride]) = (x[i] + x[i+stride], x[i] − x[i+stride])
 //! silu_mul:  y = (g / (1 + e^−g)) · u
 //! softmax:   e^(x−max) · (1 / Σ e^(x−max))
 //! quantize:  q = round(x · 127/absmax), ties to even; scale = absmax/127
@@ -154,6 +155,48 @@ pub(crate) fn rope<S: Simd>(s: S, heads: &mut [f32], head_dim: usize, table: &[f
             s.store_part(s.fma(y, c, s.mul(x, d)), b);
         }
     }
+}
+
+/// Strides of 16 and more are between vectors, two of them in one pass over memory; 8, 4, 2, 1 are within lanes.
+#[inline(always)]
+pub(crate) fn hadamard<S: Simd>(s: S, x: &mut [f32], block: usize) {
+    for block in x.chunks_exact_mut(block) {
+        let (vectors, _) = block.as_chunks_mut::<LANES>();
+        let mut stride = vectors.len() / 2;
+        while stride >= 2 {
+            for group in vectors.chunks_exact_mut(2 * stride) {
+                let (low, high) = group.split_at_mut(stride);
+                let ((a, b), (c, d)) = (low.split_at_mut(stride / 2), high.split_at_mut(stride / 2));
+                for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                    let (v, w) = butterfly(s, s.load(a), s.load(c));
+                    let (x, y) = butterfly(s, s.load(b), s.load(d));
+                    let ((v, x), (w, y)) = (butterfly(s, v, x), butterfly(s, w, y));
+                    s.store(v, a);
+                    s.store(x, b);
+                    s.store(w, c);
+                    s.store(y, d);
+                }
+            }
+            stride /= 4;
+        }
+        if stride == 1 {
+            let (pairs, _) = vectors.as_chunks_mut::<2>();
+            for [a, b] in pairs {
+                let (v, w) = butterfly(s, s.load(a), s.load(b));
+                s.store(v, a);
+                s.store(w, b);
+            }
+        }
+        for vector in vectors {
+            let v = s.butterfly::<4>(s.butterfly::<8>(s.load(vector)));
+            s.store(s.butterfly::<1>(s.butterfly::<2>(v)), vector);
+        }
+    }
+}
+
+#[inline(always)]
+fn butterfly<S: Simd>(s: S, a: S::V, b: S::V) -> (S::V, S::V) {
+    (s.add(a, b), s.sub(a, b))
 }
 
 #[inline(always)]

@@ -23,6 +23,7 @@ pub(crate) struct FloatTable {
     pub(crate) finish: Finish,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) rope: unsafe fn(&mut [f32], usize, &[f32]),
+    pub(crate) hadamard: unsafe fn(&mut [f32], usize),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add_assign: unsafe fn(&mut [f32], &[f32]),
     pub(crate) log_softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
@@ -41,7 +42,7 @@ macro_rules! float_table {
             use super::*;
 
             pub(crate) static TABLE: FloatTable = FloatTable {
-                quantize_row, finish, rms_norm, rope, silu_mul, add_assign, log_softmax_stats, softmax, attention,
+                quantize_row, finish, rms_norm, rope, hadamard, silu_mul, add_assign, log_softmax_stats, softmax, attention,
                 weighted_sum, dot, add_columns, expand_tile,
             };
 
@@ -49,6 +50,7 @@ macro_rules! float_table {
             float_table!(@fn $token, ($($features)?), finish(acc: &[i32; 64], sa: f32, sw: &[f32], bias: Option<&[f32]>, out: &mut [f32]) -> (), body::finish);
             float_table!(@fn $token, ($($features)?), rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> (), body::rms_norm);
             float_table!(@fn $token, ($($features)?), rope(heads: &mut [f32], head_dim: usize, table: &[f32]) -> (), body::rope);
+            float_table!(@fn $token, ($($features)?), hadamard(x: &mut [f32], block: usize) -> (), body::hadamard);
             float_table!(@fn $token, ($($features)?), silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> (), body::silu_mul);
             float_table!(@fn $token, ($($features)?), add_assign(x: &mut [f32], y: &[f32]) -> (), body::add_assign);
             float_table!(@fn $token, ($($features)?), log_softmax_stats(logits: &[f32]) -> (f32, f32), body::log_softmax_stats);

@@ -68,6 +68,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Two {
+        isa!({
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+            Two(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        })
+    }
+
+    #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> Two {
         isa!({
             let (low, high) = (from.as_ptr().cast(), from.as_ptr().add(8).cast());
@@ -149,5 +158,36 @@ impl Simd for Avx2 {
             };
             Two(max(a.0, b.0), max(a.1, b.1))
         })
+    }
+
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, v: Two) -> Two {
+        let half = |v| {
+            isa!({
+                let (other, plus, minus);
+                match STRIDE {
+                    4 => {
+                        other = _mm256_permute2f128_ps::<0x01>(v, v);
+                        (plus, minus) = (_mm256_add_ps(v, other), _mm256_sub_ps(other, v));
+                        _mm256_blend_ps::<0b1111_0000>(plus, minus)
+                    }
+                    2 => {
+                        other = _mm256_permute_ps::<0b01_00_11_10>(v);
+                        (plus, minus) = (_mm256_add_ps(v, other), _mm256_sub_ps(other, v));
+                        _mm256_blend_ps::<0b1100_1100>(plus, minus)
+                    }
+                    _ => {
+                        other = _mm256_permute_ps::<0b10_11_00_01>(v);
+                        (plus, minus) = (_mm256_add_ps(v, other), _mm256_sub_ps(other, v));
+                        _mm256_blend_ps::<0b1010_1010>(plus, minus)
+                    }
+                }
+            })
+        };
+        if STRIDE == 8 {
+            isa!(Two(_mm256_add_ps(v.0, v.1), _mm256_sub_ps(v.0, v.1)))
+        } else {
+            Two(half(v.0), half(v.1))
+        }
     }
 }

@@ -51,6 +51,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> __m512 {
+        isa!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
+    }
+
+    #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> __m512 {
         isa!(_mm512_cvtepi32_ps(_mm512_loadu_si512(from.as_ptr().cast())))
     }
@@ -115,5 +120,16 @@ impl Simd for Avx512 {
             let magnitude = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fff_ffff));
             _mm512_castsi512_ps(_mm512_max_epu32(magnitude, _mm512_castps_si512(b)))
         })
+    }
+
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, v: __m512) -> __m512 {
+        let (other, upper) = match STRIDE {
+            8 => (isa!(_mm512_shuffle_f32x4::<0b01_00_11_10>(v, v)), 0xff00),
+            4 => (isa!(_mm512_shuffle_f32x4::<0b10_11_00_01>(v, v)), 0xf0f0),
+            2 => (isa!(_mm512_permute_ps::<0b01_00_11_10>(v)), 0xcccc),
+            _ => (isa!(_mm512_permute_ps::<0b10_11_00_01>(v)), 0xaaaa),
+        };
+        isa!(_mm512_mask_sub_ps(_mm512_add_ps(v, other), upper, other, v))
     }
 }

@@ -70,6 +70,16 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Four {
+        isa!({
+            let bytes = vld1q_s8(from.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            let words = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
+            Four(words.map(|word| vcvtq_f32_s32(vmovl_s16(word))))
+        })
+    }
+
+    #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> Four {
         each!(I => vcvtq_f32_s32(vld1q_s32(from.as_ptr().add(4 * I))))
     }
@@ -135,6 +145,32 @@ impl Simd for Neon {
             vreinterpretq_u32_f32(vabsq_f32(a.0[I])),
             vreinterpretq_u32_f32(b.0[I]),
         )))
+    }
+
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, v: Four) -> Four {
+        let Four([a, b, c, d]) = v;
+        let pair = |a, b| isa!((vaddq_f32(a, b), vsubq_f32(a, b)));
+        match STRIDE {
+            8 => {
+                let ((a, c), (b, d)) = (pair(a, c), pair(b, d));
+                Four([a, b, c, d])
+            }
+            4 => {
+                let ((a, b), (c, d)) = (pair(a, b), pair(c, d));
+                Four([a, b, c, d])
+            }
+            2 => Four(v.0.map(|v| {
+                let (plus, minus) = pair(v, isa!(vextq_f32::<2>(v, v)));
+                // The difference's lower half is a − b.
+                isa!(vcombine_f32(vget_low_f32(plus), vget_low_f32(minus)))
+            })),
+            _ => Four(v.0.map(|v| {
+                let (plus, minus) = pair(v, isa!(vrev64q_f32(v)));
+                // Lanes 0 and 2 of the sum and of the difference are a + b and a − b.
+                isa!(vtrn1q_f32(plus, minus))
+            })),
+        }
     }
 }
 

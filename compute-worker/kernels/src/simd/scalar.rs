@@ -38,6 +38,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::V {
+        from.map(f32::from)
+    }
+
+    #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> Self::V {
         from.map(|x| x as f32)
     }
@@ -95,5 +100,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn max_magnitude(self, a: Self::V, b: Self::V) -> Self::V {
         each(a, b, |a, b| f32::from_bits((a.to_bits() & 0x7fff_ffff).max(b.to_bits())))
+    }
+
+    #[inline(always)]
+    fn butterfly<const STRIDE: usize>(self, v: Self::V) -> Self::V {
+        std::array::from_fn(|i| if i & STRIDE == 0 { v[i] + v[i + STRIDE] } else { v[i - STRIDE] - v[i] })
     }
 }

@@ -1,5 +1,8 @@
 use super::{Random, bits, tables};
-use crate::{AttentionQuery, BLOCK_TOKENS, Kernels, KvCache, KvLayout, Pool, f16_to_f32, f32_to_f16};
+use crate::{
+    AttentionJob, AttentionQuery, BLOCK_TOKENS, Kernels, KvCache, KvLayout, KvType, Pool, f16_to_f32,
+    f32_to_f16,
+};
 
 /// Keys and values as rounded to binary16.
 type Token = [Vec<f32>; 2];
@@ -17,7 +20,8 @@ const LAYER: usize = 1;
 impl Scene {
     fn new(random: &mut Random, head_dim: usize, kv_heads: usize, group: usize, lens: &[usize]) -> Scene {
         let blocks: usize = lens.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
-        let mut cache = KvCache::new(KvLayout { layers: 2, blocks: blocks + 1, kv_heads, head_dim });
+        let mut cache =
+            KvCache::new(KvLayout { layers: 2, blocks: blocks + 1, kv_heads, head_dim, kind: KvType::F16 });
         // Whatever earlier owners left in a block must not matter.
         let rubbish = vec![f32::INFINITY; kv_heads * head_dim];
         for block in 0..=blocks {
@@ -53,7 +57,8 @@ impl Scene {
         let queries: Vec<AttentionQuery<'_>> =
             rows.iter().map(|&(s, len)| AttentionQuery { blocks: &self.sequences[s].0, len }).collect();
         let mut out = vec![7.0; rows.len() * self.width()];
-        kernels.attention(pool, &self.cache, LAYER, &queries, q, self.heads, &mut out);
+        let job = AttentionJob { layer: LAYER, queries: &queries, q, heads: self.heads, key_bias: None };
+        kernels.attention(pool, &self.cache, &job, &mut out);
         out
     }
 
@@ -149,7 +154,8 @@ fn numbers_that_are_not_finite_stay_in_their_row() {
 #[test]
 #[should_panic(expected = "attention: block 9 of 2")]
 fn a_block_outside_the_cache_is_refused() {
-    let cache = KvCache::new(KvLayout { layers: 1, blocks: 2, kv_heads: 1, head_dim: 16 });
-    let query = AttentionQuery { blocks: &[9], len: 1 };
-    Kernels::detect().attention(&Pool::new(1), &cache, 0, &[query], &[0.0; 16], 1, &mut [0.0; 16]);
+    let cache = KvCache::new(KvLayout { layers: 1, blocks: 2, kv_heads: 1, head_dim: 16, kind: KvType::F16 });
+    let queries = [AttentionQuery { blocks: &[9], len: 1 }];
+    let job = AttentionJob { layer: 0, queries: &queries, q: &[0.0; 16], heads: 1, key_bias: None };
+    Kernels::detect().attention(&Pool::new(1), &cache, &job, &mut [0.0; 16]);
 }

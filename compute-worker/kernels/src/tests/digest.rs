@@ -1,6 +1,7 @@
 use super::{Matrix, Random, tables};
 use crate::{
-    Activations, AttentionQuery, Kernels, KvCache, KvLayout, LinearJob, Pool, RopeTable, f32_to_f16, math,
+    Activations, AttentionJob, AttentionQuery, Kernels, KvCache, KvLayout, KvType, LinearJob, Pool,
+    RopeTable, f32_to_f16, math,
 };
 
 /// FNV-1a of the bits of a fixed workload that passes through every function of the crate. The value below was
@@ -25,7 +26,8 @@ fn workload(k: &Kernels, pool: &Pool) -> u64 {
     let w4 = Matrix::w4(heads * d, hidden, &mut random, |r| r.int(-8, 7) as i8, |r| r.int(1, 15) as u8);
     let weight = random.floats(hidden, 1.0);
     let rope = RopeTable::new(d, 4096, 1e6, 0.5, None);
-    let mut cache = KvCache::new(KvLayout { layers: 1, blocks: 16, kv_heads, head_dim: d });
+    let mut cache =
+        KvCache::new(KvLayout { layers: 1, blocks: 16, kv_heads, head_dim: d, kind: KvType::F16 });
     for t in 0..200 + rows {
         let (k, v) = (random.floats(kv_heads * d, 1.0), random.floats(kv_heads * d, 1.0));
         cache.write(0, (t / 16) as u32, t % 16, &k, &v);
@@ -57,7 +59,8 @@ fn workload(k: &Kernels, pool: &Pool) -> u64 {
         let blocks: Vec<u32> = (0..14).collect();
         let queries: Vec<_> = (0..batch).map(|m| AttentionQuery { blocks: &blocks, len: 200 + m }).collect();
         let mut out = vec![0.0; batch * width];
-        k.attention(pool, &cache, 0, &queries, &q, heads, &mut out);
+        let job = AttentionJob { layer: 0, queries: &queries, q: &q, heads, key_bias: None };
+        k.attention(pool, &cache, &job, &mut out);
         digest.add(&out);
         let mut gated = vec![0.0; batch * width];
         k.silu_mul(&out, &up, &mut gated);

@@ -1,6 +1,6 @@
 //! One run of a forward pass, operation by operation.
 
-use rookery_kernels::{Activations, BLOCK_TOKENS, Kernels, KvCache, LinearJob, Pool};
+use rookery_kernels::{Activations, AttentionJob, BLOCK_TOKENS, Kernels, KvCache, LinearJob, Pool};
 use rookery_model::bundle::{LinearWeights, Segment};
 
 use super::{Batch, MAX_HEAD_DIM, Scratch};
@@ -76,7 +76,8 @@ impl Pass<'_> {
         }
         let (q, attention) = (&q[..rows * q_width], &mut attention[..rows * q_width]);
         let queries = self.batch.queries;
-        self.kernels.attention(self.pool, self.cache, index, queries, q, config.heads, attention);
+        let job = AttentionJob { layer: index, queries, q, heads: config.heads, key_bias: None };
+        self.kernels.attention(self.pool, self.cache, &job, attention);
         quantize(self.backend, self.kernels, self.pool, attention, q_width, activations);
         let target = Target { weights: &layer.attn_output, bias: None, out: y };
         linear(self.backend, self.pool, activations, [target])?;
