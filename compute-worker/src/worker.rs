@@ -125,7 +125,9 @@ impl Worker {
         // Reserving the cache, resolving weights and copying them to an accelerator touches a lot of memory.
         let start = move || start_engines(bundles, &engine_config, &backend);
         let engines = Tasks::new().run_blocking("start engines", start).await;
-        Self::start_with_engines(config, engines.ok_or(WorkerError::Panicked)??).await
+        let (engines, reason) = engines.ok_or(WorkerError::Panicked)??;
+        let worker = Self::start_with_engines(config, engines).await?;
+        Ok(RunningWorker { backend_reason: Some(reason), ..worker })
     }
 
     /// Starts serving engines that run already, whatever they compute on.
@@ -148,6 +150,7 @@ impl Worker {
             gate: Gate::new(config.limits.max_calls.get()),
             tasks: Tasks::new(),
             models,
+            backend_reason: None,
         };
         let (routes, link_routes, health) = worker.routes(&config)?;
         worker.spawn_health(health);
@@ -160,27 +163,25 @@ impl Worker {
     }
 }
 
+/// An engine for each bundle, and why they compute where they do.
 fn start_engines(
     bundles: Vec<Arc<Bundle>>,
     config: &EngineConfig,
     settings: &BackendSettings,
-) -> Result<Vec<EngineHandle>, WorkerError> {
+) -> Result<(Vec<EngineHandle>, String), WorkerError> {
     let backends = Backends::open(settings).map_err(WorkerError::Backend)?;
+    let reason = backends.reason();
     let start = |bundle: Arc<Bundle>| {
         let model = bundle.info().config.name.clone();
         let started = config.kernels().and_then(|kernels| {
             let backend = backends.backend(kernels);
-            info!(
-                model,
-                backend = backend.name(),
-                reason = backends.reason(),
-                "linear layers have a backend"
-            );
+            info!(model, backend = backend.name(), reason, "linear layers have a backend");
             Engine::start_with_backend(bundle, config.clone(), backend)
         });
         started.map_err(|source| WorkerError::Engine { model, source })
     };
-    bundles.into_iter().map(start).collect()
+    let engines = bundles.into_iter().map(start).collect::<Result<_, _>>()?;
+    Ok((engines, reason.to_owned()))
 }
 
 /// A worker that serves. Dropping it does not stop it; [`RunningWorker::drain`] does.
@@ -191,6 +192,7 @@ pub struct RunningWorker {
     gate: Gate,
     tasks: Tasks,
     models: Models,
+    backend_reason: Option<String>,
 }
 
 /// Why a running worker should be stopped.
@@ -213,6 +215,11 @@ impl RunningWorker {
     /// Id of this gateway.
     pub fn gateway_id(&self) -> &str {
         &self.gateway_id
+    }
+
+    /// Why engines compute where they do; `None` if they were started by somebody else.
+    pub fn backend_reason(&self) -> Option<&str> {
+        self.backend_reason.as_deref()
     }
 
     /// How busy the engine of a model is; `None` if the model is not served.

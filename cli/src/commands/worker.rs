@@ -2,15 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use rookery_compute_worker::backend::{BackendSettings, Backends};
-use rookery_compute_worker::config::ValidWorkerConfig;
-use rookery_compute_worker::engine::{Engine, EngineConfig, EngineHandle};
-use rookery_compute_worker::worker::{RunningWorker, Worker, WorkerError};
-use rookery_model::bundle::{Bundle, NoProgress};
+use rookery_compute_worker::worker::Worker;
 
 use crate::config::{Config, Flags};
 use crate::error::{Failure, OrFail};
@@ -127,21 +122,20 @@ impl WorkerArgs {
 /// If the configuration is wrong or the worker cannot start.
 pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr>) -> Result<(), Failure> {
     let mut stops = stop_requests(supervised)?;
-    let wrong = || Failure::config("the worker's configuration cannot be used");
-    let engine = config.worker.engine.validate().map_err(|error| wrong().caused_by(error))?;
-    let backend = config.worker.backend().map_err(|error| wrong().caused_by(error))?;
-    let config = config.worker.validate().map_err(|error| wrong().caused_by(error))?;
+    let wrong = |error| Failure::config("the worker's configuration cannot be used").caused_by(error);
+    let config = config.worker.validate().map_err(wrong)?;
     let mut early = stops.clone();
-    let (worker, reason) = tokio::select! {
+    let worker = tokio::select! {
         biased;
         // Start-up hashes the bundles, which is safe to leave in the middle.
         _ = stopped(&mut early) => return Ok(()),
-        worker = start(config, engine, backend) => worker.or_fail(|| "the worker could not start".to_owned())?,
+        worker = Worker::start(config) => worker.or_fail(|| "the worker could not start".to_owned())?,
     };
     let address = worker.address();
     // All engines of a process share one.
     let backend = worker.engines().next().map(|engine| engine.info().backend.clone());
-    let ready = Ready { listen: address, link: None, prometheus, backend, backend_reason: Some(reason) };
+    let backend_reason = worker.backend_reason().map(str::to_owned);
+    let ready = Ready { listen: address, link: None, prometheus, backend, backend_reason };
     if supervised {
         announce(&ready)?;
     } else {
@@ -162,42 +156,6 @@ pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr
         None => Ok(()),
         Some(failure) => Err(Failure::new("the worker has failed").caused_by(failure)),
     }
-}
-
-/// Starts engines and serves them; the text says why they compute where they do.
-async fn start(
-    config: ValidWorkerConfig,
-    engine: EngineConfig,
-    backend: BackendSettings,
-) -> Result<(RunningWorker, String), WorkerError> {
-    let engines = tokio::task::spawn_blocking(move || {
-        let engines = start_engines(&config, &engine, &backend);
-        engines.map(|(engines, reason)| (config, engines, reason))
-    });
-    let (config, engines, reason) = engines.await.map_err(|_| WorkerError::Panicked)??;
-    Ok((Worker::start_with_engines(config, engines).await?, reason))
-}
-
-/// Opens the bundles and starts an engine for each. Takes as long as hashing them does.
-fn start_engines(
-    config: &ValidWorkerConfig,
-    engine: &EngineConfig,
-    settings: &BackendSettings,
-) -> Result<(Vec<EngineHandle>, String), WorkerError> {
-    let bundles = Worker::open_bundles(config, &NoProgress)?;
-    let backends = Backends::open(settings).map_err(WorkerError::Backend)?;
-    let reason = backends.reason();
-    let start = |bundle: Arc<Bundle>| {
-        let model = bundle.info().config.name.clone();
-        let started = engine.kernels().and_then(|kernels| {
-            let backend = backends.backend(kernels);
-            tracing::info!(model, backend = backend.name(), reason, "linear layers have a backend");
-            Engine::start_with_backend(bundle, engine.clone(), backend)
-        });
-        started.map_err(|source| WorkerError::Engine { model, source })
-    };
-    let engines = bundles.into_iter().map(start).collect::<Result<_, _>>()?;
-    Ok((engines, reason.to_owned()))
 }
 
 /// How long a parent waits for a child that drains: its own deadline and a little more.
