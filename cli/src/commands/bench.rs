@@ -125,9 +125,9 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
     let engine = config.worker.engine.validate();
     let mut engine = engine
         .map_err(|error| Failure::config("the engine's configuration cannot be used").caused_by(error))?;
-    let npu = config.worker.npu.validate();
-    let npu = npu.map_err(|error| Failure::config("the NPU's settings cannot be used").caused_by(error))?;
-    let backend = BackendSettings { choice: config.worker.engine.backend, npu };
+    let backend = config.worker.backend();
+    let backend =
+        backend.map_err(|error| Failure::config("the NPU's settings cannot be used").caused_by(error))?;
     // All streams must run at once; what is measured is not the queue.
     engine.max_batch = engine.max_batch.max(args.concurrency as usize);
     engine.max_step_tokens = engine.max_step_tokens.max(engine.max_batch);
