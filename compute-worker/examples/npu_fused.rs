@@ -12,7 +12,7 @@ use rookery_compute_worker::config::NpuFused;
 use rookery_compute_worker::model::forward::{Batch, Forward, ForwardLimits};
 use rookery_compute_worker::model::reference::{Divergence, divergence};
 use rookery_compute_worker::model::weights::ModelWeights;
-use rookery_kernels::{AttentionQuery, BLOCK_TOKENS, Kernels};
+use rookery_kernels::{AttentionQuery, BLOCK_TOKENS, Kernels, KvType};
 use rookery_model::bundle::{Bundle, NoProgress};
 
 /// Rows that go through the model at once.
@@ -57,8 +57,14 @@ fn logits(
     tokens: &[u32],
 ) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
     let blocks = tokens.len().div_ceil(BLOCK_TOKENS);
-    let limits =
-        ForwardLimits { threads: 2, blocks, positions: tokens.len(), max_rows: ROWS, max_logit_rows: ROWS };
+    let limits = ForwardLimits {
+        threads: 2,
+        blocks,
+        kv_type: KvType::F16,
+        positions: tokens.len(),
+        max_rows: ROWS,
+        max_logit_rows: ROWS,
+    };
     let mut weights = ModelWeights::resolve(bundle)?;
     backend.adopt(&mut weights)?;
     let mut forward = Forward::new(weights, Kernels::detect(), &limits);

@@ -9,7 +9,7 @@ use rookery_compute_worker::backend::{BackendSettings, Backends};
 use rookery_compute_worker::engine::{
     Engine, EngineConfig, EngineHandle, Event, Finished, Request, Sampling, Stop,
 };
-use rookery_kernels::{KvCache, KvLayout, Pool, measure_read_bandwidth};
+use rookery_kernels::{BLOCK_TOKENS, KvCache, KvLayout, KvType, Pool, measure_read_bandwidth};
 use rookery_model::bundle::Bundle;
 use rookery_model::config::ModelConfig;
 use rookery_model::names::TensorName;
@@ -76,6 +76,8 @@ struct Report {
     recipe: String,
     backend: String,
     threads: usize,
+    /// How keys and values are stored: `f16` or `int8`.
+    kv_cache_type: &'static str,
     prompt_tokens: u32,
     gen_tokens: u32,
     concurrency: u32,
@@ -134,7 +136,7 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
     engine.max_queued_requests = engine.max_queued_requests.max(args.concurrency as usize);
     engine.max_queued_tokens =
         engine.max_queued_tokens.max(args.concurrency as usize * args.prompt_tokens as usize);
-    let threads = engine.threads;
+    let (threads, kv_type) = (engine.threads, engine.kv_type);
     let began = Instant::now();
     let bundle = Bundle::open(&args.bundle, &TerminalProgress::new())
         .or_fail(|| format!("could not open the bundle {}", args.bundle.display()))?;
@@ -145,25 +147,21 @@ pub async fn run(args: BenchArgs, config: Config) -> Result<(), Failure> {
     fits(&args, &handle)?;
 
     let measured = measure(&args, &handle).await?;
-    let kv_block = KvCache::bytes_per_block(&KvLayout {
-        layers: model.layers,
-        blocks: 1,
-        kv_heads: model.kv_heads,
-        head_dim: model.head_dim,
-    }) as u64;
+    let kv_block = kv_block_bytes(model, kv_type) as u64;
     let kv_bytes = measured.blocks.min(u64::from(handle.load().total_blocks)) * kv_block;
     let memory = memory::read().or_fail(|| "could not read the memory use of this process".to_owned())?;
     let info = handle.info().clone();
     // The engine's threads must not share the processors with the measurement that follows.
     handle.shutdown();
     let bandwidth = measure_read_bandwidth(&Pool::new(threads), BANDWIDTH_BYTES, BANDWIDTH_PASSES);
-    let bytes_per_token = bytes_per_token(&bundle, model, &args)?;
+    let bytes_per_token = bytes_per_token(&bundle, model, kv_type, &args)?;
     let report = Report {
         model: info.name,
         digest: info.digest,
         recipe: info.recipe,
         backend: info.backend,
         threads,
+        kv_cache_type: kv_type.name(),
         prompt_tokens: args.prompt_tokens,
         gen_tokens: args.gen_tokens,
         concurrency: args.concurrency,
@@ -214,9 +212,20 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+/// Bytes of [`BLOCK_TOKENS`] tokens in the key/value cache, over all layers.
+fn kv_block_bytes(model: &ModelConfig, kind: KvType) -> usize {
+    let &ModelConfig { layers, kv_heads, head_dim, .. } = model;
+    KvCache::bytes_per_block(&KvLayout { layers, blocks: 1, kv_heads, head_dim, kind })
+}
+
 /// Bytes read per generated token in the middle of the decode phase. A step reads every weight once for
 /// all streams, and each stream's own keys and values.
-fn bytes_per_token(bundle: &Arc<Bundle>, model: &ModelConfig, args: &BenchArgs) -> Result<f64, Failure> {
+fn bytes_per_token(
+    bundle: &Arc<Bundle>,
+    model: &ModelConfig,
+    kv_type: KvType,
+    args: &BenchArgs,
+) -> Result<f64, Failure> {
     let mut weights = 0;
     for name in model.tensor_names() {
         // The embedding table is only looked into, unless it is the head as well.
@@ -225,7 +234,7 @@ fn bytes_per_token(bundle: &Arc<Bundle>, model: &ModelConfig, args: &BenchArgs) 
             weights += linear.segments.iter().map(|segment| segment.view().bytes()).sum::<usize>();
         }
     }
-    let per_position = 2 * model.layers * model.kv_heads * model.head_dim * size_of::<u16>();
+    let per_position = kv_block_bytes(model, kv_type) / BLOCK_TOKENS;
     let positions = f64::from(args.prompt_tokens) + f64::from(args.gen_tokens) / 2.0;
     Ok(weights as f64 / f64::from(args.concurrency) + per_position as f64 * positions)
 }
@@ -242,7 +251,7 @@ struct Measured {
 
 async fn measure(args: &BenchArgs, engine: &EngineHandle) -> Result<Measured, Failure> {
     let mut prompts = numbers::Prompts::new(args.seed, engine.info().vocabulary);
-    let blocks = |tokens: u32| u64::from(tokens.div_ceil(rookery_kernels::BLOCK_TOKENS as u32));
+    let blocks = |tokens: u32| u64::from(tokens.div_ceil(BLOCK_TOKENS as u32));
     let concurrency = args.concurrency;
     // Touches every page of the weights, and lets clocks and caches settle.
     let warm_up = streams(engine, &mut prompts, 1, args.prompt_tokens.min(32), 4).await?;
@@ -317,11 +326,12 @@ async fn streams(
 
 fn show(report: &Report) -> Result<(), Failure> {
     output::line(format!(
-        "{} ({}, {}, {} threads): {} stream(s), {} prompt and {} generated tokens each",
+        "{} ({}, {}, {} threads, {} cache): {} stream(s), {} prompt and {} generated tokens each",
         report.model,
         report.recipe,
         report.backend,
         report.threads,
+        report.kv_cache_type,
         report.concurrency,
         report.prompt_tokens,
         report.gen_tokens

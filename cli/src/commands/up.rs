@@ -95,6 +95,7 @@ pub fn engine_arguments(engine: &EngineFlags, workers: usize) -> Vec<OsString> {
     };
     add("--backend", engine.backend.map(|backend| backend.name().to_owned()));
     add("--kv-cache", engine.kv_cache.clone());
+    add("--kv-cache-type", engine.kv_cache_type.map(|kind| kind.name().to_owned()));
     add("--context-tokens", engine.context_tokens.map(|tokens| tokens.to_string()));
     add("--max-batch", engine.max_batch.map(|batch| batch.to_string()));
     add("--isa", engine.isa.clone());

@@ -56,6 +56,9 @@ pub struct EngineFlags {
     /// Size of the key/value cache, such as 512MiB.
     #[arg(long, value_name = "SIZE")]
     pub kv_cache: Option<String>,
+    /// How it stores keys and values. Default: f16.
+    #[arg(long, value_enum)]
+    pub kv_cache_type: Option<KvCacheFlag>,
     /// Longest prompt plus answer in tokens.
     #[arg(long, value_name = "N")]
     pub context_tokens: Option<usize>,
@@ -92,12 +95,32 @@ impl BackendFlag {
     }
 }
 
+/// How the key/value cache stores its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheFlag {
+    /// 16-bit floating point.
+    F16,
+    /// 8-bit integers with scales: about half the memory, slightly other answers.
+    Int8,
+}
+
+impl KvCacheFlag {
+    /// Its name on the command line and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvCacheFlag::F16 => "f16",
+            KvCacheFlag::Int8 => "int8",
+        }
+    }
+}
+
 impl EngineFlags {
     /// Adds them to the flags of the worker section.
     pub fn apply(&self, flags: &mut Flags) {
         flags.set("worker.engine.backend", self.backend.map(BackendFlag::name));
         flags.set("worker.engine.threads", self.threads);
         flags.set("worker.engine.kv-cache", self.kv_cache.clone());
+        flags.set("worker.engine.kv-cache-type", self.kv_cache_type.map(KvCacheFlag::name));
         flags.set("worker.engine.context-tokens", self.context_tokens);
         flags.set("worker.engine.max-batch", self.max_batch);
         flags.set("worker.engine.isa", self.isa.clone());

@@ -1,6 +1,6 @@
 //! Settings of an engine.
 
-use rookery_kernels::{BLOCK_TOKENS, Isa, Kernels};
+use rookery_kernels::{BLOCK_TOKENS, Isa, Kernels, KvType};
 
 use super::EngineError;
 
@@ -11,10 +11,13 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Instruction set of the kernels; `None` (default): the best that the machine has.
     pub isa: Option<Isa>,
-    /// Size of the key/value cache. Default 512 MiB: of a 0.5-billion-weight model with 12 KiB per token that
+    /// Size of the key/value cache. Default 512 MiB: of a 0.5-billion-weight model with 12 KiB per token (in binary16) that
     /// holds 43,000 tokens, of an 8-billion-weight one with 128 KiB per token 4,096. Address space is reserved
     /// at once, memory is used as blocks are. No more is reserved than `max_batch` full contexts need.
     pub kv_cache_bytes: u64,
+    /// How the cache stores keys and values. Default binary16. int8 takes a little more than half as much memory, and gives
+    /// other answers than binary16, though hardly worse ones.
+    pub kv_type: KvType,
     /// Longest prompt plus answer in tokens; `None` (default): what the model was trained for. Always cut to
     /// what the cache can hold.
     pub context_tokens: Option<usize>,
@@ -35,6 +38,7 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             isa: None,
             kv_cache_bytes: 512 << 20,
+            kv_type: KvType::F16,
             context_tokens: None,
             max_batch: 16,
             max_step_tokens: 256,

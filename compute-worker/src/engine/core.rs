@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use rookery_kernels::AttentionQuery;
+use rookery_kernels::{AttentionQuery, Isa, KvType};
 use rookery_model::bundle::Bundle;
 use rookery_model::tokenizer::{Tokenizer, TokenizerConfig};
 use rookery_proto::semconv::attribute;
@@ -74,17 +74,18 @@ impl EngineCore {
         let tokenizer = Arc::new(bundle.tokenizer().map_err(EngineError::Bundle)?);
         let mut weights = ModelWeights::resolve(bundle).map_err(EngineError::Bundle)?;
         check_tokenizer(tokenizer.vocabulary(), tokenizer.config(), weights.config.vocab)?;
-        let block_bytes = weights.block_bytes();
+        let block_bytes = weights.block_bytes(config.kv_type);
         let (blocks, context_tokens) = config.cache_geometry(weights.config.context, block_bytes)?;
         let limits = ForwardLimits {
             threads: config.threads,
             blocks,
+            kv_type: config.kv_type,
             positions: context_tokens,
             max_rows: config.max_step_tokens,
             max_logit_rows: config.max_batch,
         };
         backend.adopt(&mut weights).map_err(EngineError::Backend)?;
-        let info = model_info(bundle, context_tokens, kernels.isa(), backend.name());
+        let info = model_info(bundle, &config, context_tokens, kernels.isa(), backend.name());
         let instruments = Instruments::new(&info.name);
         let admission = Admission::new(&config, info.vocabulary, context_tokens, Arc::clone(&instruments));
         let limits_of_steps = Limits { max_batch: config.max_batch, max_step_tokens: config.max_step_tokens };
@@ -357,10 +358,16 @@ fn check_tokenizer(tokens: usize, special: &TokenizerConfig, vocabulary: usize) 
 
 fn model_info(
     bundle: &Bundle,
+    config: &EngineConfig,
     context_tokens: usize,
-    isa: rookery_kernels::Isa,
+    isa: Isa,
     backend: String,
 ) -> ModelInfo {
+    let kv_type = config.kv_type;
+    let answers = match kv_type {
+        KvType::F16 => String::new(),
+        KvType::Int8 => format!("+kv({kv_type})"),
+    };
     let config = &bundle.info().config;
     ModelInfo {
         name: config.name.clone(),
@@ -371,7 +378,8 @@ fn model_info(
         context_tokens,
         vocabulary: config.model.vocab,
         isa,
-        backend,
+        backend: backend + &answers,
+        kv_type,
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use rookery_kernels::Isa;
+use rookery_kernels::{Isa, KvType};
 use rookery_model::bundle::Bundle;
 use rookery_model::tokenizer::Tokenizer;
 use tokio::sync::watch;
@@ -77,8 +77,11 @@ pub struct ModelInfo {
     pub vocabulary: usize,
     /// Instruction set of the kernels in use.
     pub isa: Isa,
-    /// Where linear layers are computed, for example `cpu/avx512-vnni`.
+    /// Where linear layers are computed, for example `cpu/avx512-vnni`, and what makes answers other than those of most
+    /// gateways: `+fused(…)`, `+kv(int8)`.
     pub backend: String,
+    /// How the key/value cache stores its numbers.
+    pub kv_type: KvType,
 }
 
 /// A cheap handle to an engine. When the last one is dropped, the engine completes what it has and ends.

@@ -13,12 +13,12 @@
 //! ```
 //!
 //! With `ffn_hadamard`, `silu(gate)·up` goes through a block Walsh–Hadamard transform before it is quantised; `down` has
-//! the inverse in its weights.
+//! the inverse in its weights. With an int8 cache, keys are stored without their bias, which attention adds back.
 //!
 //! Rows write their keys and values before any row reads, and attention of a row reaches its own position only, so a
 //! whole chunk of a prompt goes through a layer at once. All buffers are allocated when the pass is made.
 
-use rookery_kernels::{Activations, AttentionQuery, Kernels, KvCache, Pool, RopeTable};
+use rookery_kernels::{Activations, AttentionQuery, Kernels, KvCache, KvType, Pool, RopeTable};
 
 use self::pass::Pass;
 use super::weights::ModelWeights;
@@ -36,6 +36,8 @@ pub struct ForwardLimits {
     pub threads: usize,
     /// Blocks of the cache.
     pub blocks: usize,
+    /// How the cache stores keys and values.
+    pub kv_type: KvType,
     /// Longest sequence.
     pub positions: usize,
     /// Most rows of a batch.
@@ -133,7 +135,7 @@ impl Forward {
             inner: rows(config.ffn),
             logits: vec![0.0; limits.max_logit_rows * config.vocab],
         };
-        let cache = KvCache::new(weights.cache_layout(limits.blocks));
+        let cache = KvCache::new(weights.cache_layout(limits.blocks, limits.kv_type));
         let most = [limits.max_rows, limits.max_logit_rows];
         Self { weights, kernels, pool: Pool::new(limits.threads), cache, scratch, logit_rows: 0, most }
     }

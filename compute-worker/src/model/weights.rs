@@ -68,17 +68,16 @@ impl ModelWeights {
         })
     }
 
-    /// Shape of a cache of `blocks` blocks for this model.
-    pub fn cache_layout(&self, blocks: usize) -> KvLayout {
-        let config = &self.config;
-        let kind = KvType::F16;
-        KvLayout { layers: config.layers, blocks, kv_heads: config.kv_heads, head_dim: config.head_dim, kind }
+    /// Shape of a cache of `blocks` blocks of this type for this model.
+    pub fn cache_layout(&self, blocks: usize, kind: KvType) -> KvLayout {
+        let &ModelConfig { layers, kv_heads, head_dim, .. } = &self.config;
+        KvLayout { layers, blocks, kv_heads, head_dim, kind }
     }
 
-    /// Bytes that [`BLOCK_TOKENS`] tokens take in the cache, over all layers.
-    pub fn block_bytes(&self) -> usize {
+    /// Bytes that [`BLOCK_TOKENS`] tokens take in a cache of this type, over all layers.
+    pub fn block_bytes(&self, kind: KvType) -> usize {
         debug_assert_eq!(BLOCK_TOKENS, 16);
-        KvCache::bytes_per_block(&self.cache_layout(1))
+        KvCache::bytes_per_block(&self.cache_layout(1, kind))
     }
 }
 

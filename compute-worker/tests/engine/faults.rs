@@ -4,7 +4,7 @@ use rookery_compute_worker::backend::{Backend, BackendError, CpuBackend};
 use rookery_compute_worker::engine::{EngineCore, GenerationError};
 use rookery_compute_worker::model::forward::{Batch, Forward, ForwardError, ForwardLimits};
 use rookery_compute_worker::model::weights::ModelWeights;
-use rookery_kernels::{Activations, AttentionQuery, Kernels, LinearJob, Pool};
+use rookery_kernels::{Activations, AttentionQuery, Kernels, KvType, LinearJob, Pool};
 use rookery_model::pack::Recipe;
 
 use crate::support::{Driver, VOCABULARY, bundle, config, prompt, request};
@@ -12,7 +12,14 @@ use crate::support::{Driver, VOCABULARY, bundle, config, prompt, request};
 #[test]
 fn a_batch_that_is_too_large_is_an_error() {
     let bundle = bundle("qwen2", Recipe::W8);
-    let limits = ForwardLimits { threads: 1, blocks: 1, positions: 16, max_rows: 4, max_logit_rows: 1 };
+    let limits = ForwardLimits {
+        threads: 1,
+        blocks: 1,
+        kv_type: KvType::F16,
+        positions: 16,
+        max_rows: 4,
+        max_logit_rows: 1,
+    };
     let kernels = Kernels::detect();
     let mut forward = Forward::new(ModelWeights::resolve(&bundle).unwrap(), kernels, &limits);
     let mut run = |rows: usize, logits_of: &[usize]| {

@@ -85,8 +85,15 @@ impl Ahead {
     fn new(bundle: &Bundle) -> Self {
         let blocks = SEQUENCE.div_ceil(BLOCK_TOKENS);
         let threads = EngineConfig::default().threads;
-        let limits =
-            ForwardLimits { threads, blocks, positions: SEQUENCE, max_rows: ROWS, max_logit_rows: ROWS };
+        let kv_type = EngineConfig::default().kv_type;
+        let limits = ForwardLimits {
+            threads,
+            blocks,
+            kv_type,
+            positions: SEQUENCE,
+            max_rows: ROWS,
+            max_logit_rows: ROWS,
+        };
         let kernels = Kernels::detect();
         let forward = Forward::new(ModelWeights::resolve(bundle).unwrap(), kernels, &limits);
         Self { forward, backend: CpuBackend::new(kernels), blocks: (0..blocks as u32).collect() }

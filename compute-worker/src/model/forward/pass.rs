@@ -1,6 +1,8 @@
 //! One run of a forward pass, operation by operation.
 
-use rookery_kernels::{Activations, AttentionJob, BLOCK_TOKENS, Kernels, KvCache, LinearJob, Pool};
+use rookery_kernels::{
+    Activations, AttentionJob, BLOCK_TOKENS, Kernels, KeyBias, KvCache, KvType, LinearJob, Pool,
+};
 use rookery_model::bundle::{LinearWeights, Segment};
 
 use super::{Batch, MAX_HEAD_DIM, Scratch};
@@ -58,16 +60,21 @@ impl Pass<'_> {
     /// x += attention(norm(x)).
     fn attention(&mut self, index: usize, layer: &LayerWeights) -> Result<(), BackendError> {
         self.norm_and_quantize(&layer.attn_norm);
+        let late_bias = self.late_key_bias(layer);
         let (config, rows) = (&self.weights.config, self.rows);
         let (q_width, kv_width) = (config.q_rows(), config.kv_rows());
         let Scratch { activations, q, k, v, .. } = &mut *self.scratch;
         let [wq, wk, wv] = &layer.qkv;
-        let targets = [(wq, q), (wk, k), (wv, v)];
-        let targets = targets.map(|(w, out)| Target { weights: &w.weights, bias: w.bias.as_deref(), out });
+        let key_bias = wk.bias.as_deref().filter(|_| late_bias.is_none());
+        let targets = [
+            Target { weights: &wq.weights, bias: wq.bias.as_deref(), out: q },
+            Target { weights: &wk.weights, bias: key_bias, out: k },
+            Target { weights: &wv.weights, bias: wv.bias.as_deref(), out: v },
+        ];
         linear(self.backend, self.pool, activations, targets)?;
         let norms = layer.qk_norms.as_ref().map(|[q, k]| (q.as_slice(), k.as_slice()));
         self.rotate(norms);
-        let Scratch { q, k, v, attention, y, activations, .. } = &mut *self.scratch;
+        let Scratch { q, k, v, attention, y, activations, rope, .. } = &mut *self.scratch;
         for (row, query) in self.batch.queries.iter().enumerate() {
             let position = query.len - 1;
             let (block, slot) = (query.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
@@ -75,14 +82,22 @@ impl Pass<'_> {
             self.cache.write(index, block, slot, &k[at.clone()], &v[at]);
         }
         let (q, attention) = (&q[..rows * q_width], &mut attention[..rows * q_width]);
-        let queries = self.batch.queries;
-        let job = AttentionJob { layer: index, queries, q, heads: config.heads, key_bias: None };
+        let key_bias = late_bias.map(|bias| KeyBias { bias, rope });
+        let (queries, heads) = (self.batch.queries, config.heads);
+        let job = AttentionJob { layer: index, queries, q, heads, key_bias };
         self.kernels.attention(self.pool, self.cache, &job, attention);
         quantize(self.backend, self.kernels, self.pool, attention, q_width, activations);
         let target = Target { weights: &layer.attn_output, bias: None, out: y };
         linear(self.backend, self.pool, activations, [target])?;
         self.add_to_residual();
         Ok(())
+    }
+
+    /// The bias of k where the cache holds keys without it: a large one would take most of int8's range. Not where heads
+    /// of k are normed, which no sum survives.
+    fn late_key_bias<'l>(&self, layer: &'l LayerWeights) -> Option<&'l [f32]> {
+        let late = self.cache.layout().kind == KvType::Int8 && layer.qk_norms.is_none();
+        layer.qkv[1].bias.as_deref().filter(|_| late)
     }
 
     /// Norms (where the model does) and rotates the heads of q and k.
@@ -107,10 +122,10 @@ impl Pass<'_> {
         each_row(self.pool, &mut k[..self.rows * kv_width], kv_width, &|row, k| turn(k, k_norm, row));
     }
 
-    /// x += down(silu(gate(norm(x))) · up(norm(x))).
+    /// x += down(H(silu(gate(norm(x))) · up(norm(x)))), H the block Hadamard transform where the model has one.
     fn feed_forward(&mut self, layer: &LayerWeights) -> Result<(), BackendError> {
         self.norm_and_quantize(&layer.ffn_norm);
-        let ffn = self.weights.config.ffn;
+        let (ffn, hadamard) = (self.weights.config.ffn, self.weights.config.ffn_hadamard);
         let kernels = self.kernels;
         let Scratch { activations, gate, up, inner, y, .. } = &mut *self.scratch;
         let targets = [
@@ -120,10 +135,16 @@ impl Pass<'_> {
         linear(self.backend, self.pool, activations, targets)?;
         let all = ..self.rows * ffn;
         let (gate, up, inner) = (&gate[all], &up[all], &mut inner[all]);
-        if !self.backend.silu_mul(gate, up, ffn, inner) {
+        let done = self.backend.silu_mul(gate, up, ffn, inner);
+        if !done || hadamard.is_some() {
             each_row(self.pool, inner, ffn, &|row, inner| {
-                let at = row * ffn..(row + 1) * ffn;
-                kernels.silu_mul(&gate[at.clone()], &up[at], inner);
+                if !done {
+                    let at = row * ffn..(row + 1) * ffn;
+                    kernels.silu_mul(&gate[at.clone()], &up[at], inner);
+                }
+                if let Some(block) = hadamard {
+                    kernels.hadamard(inner, block);
+                }
             });
         }
         quantize(self.backend, kernels, self.pool, inner, ffn, activations);
