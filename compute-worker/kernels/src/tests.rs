@@ -4,6 +4,8 @@ mod attention;
 mod digest;
 mod finish;
 mod float;
+mod gemm;
+mod hadamard;
 mod linear;
 
 use crate::{Kernels, tiles};

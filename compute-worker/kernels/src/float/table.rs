@@ -2,6 +2,7 @@
 
 use super::{attention, body};
 use crate::checksum;
+use crate::gemm::tile;
 use crate::tiles::{TILE_BYTES, TILE_COLS, W4_TILE_ROWS, W8_TILE_ROWS};
 
 /// Accumulators, activation scale, weight scales and bias of up to 64 channels to their outputs.
@@ -17,7 +18,7 @@ type ExpandTile = unsafe fn(&[u8; TILE_BYTES], &[u8; W4_TILE_ROWS], [&mut [i8; T
 ///
 /// Each may be called only where that instruction set was detected; the arguments' lengths are checked by the
 /// safe methods of [`crate::Kernels`], a wrong one panics or truncates but is never undefined behaviour, except
-/// `attention::Task::out`, whose rule stands there.
+/// `attention::Task::out` and `tile::Task::out`, whose rules stand there.
 pub(crate) struct FloatTable {
     pub(crate) quantize_row: unsafe fn(&[f32], &mut [i8]) -> f32,
     pub(crate) finish: Finish,
@@ -29,6 +30,7 @@ pub(crate) struct FloatTable {
     pub(crate) log_softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
     pub(crate) softmax: unsafe fn(&mut [f32]),
     pub(crate) attention: unsafe fn(&attention::Task<'_>, &mut attention::Scratch),
+    pub(crate) gemm: unsafe fn(&tile::Task<'_>, &mut tile::Scratch),
     pub(crate) weighted_sum: unsafe fn(&[i32; 64], &[u32; 64]) -> u32,
     pub(crate) dot: unsafe fn(&[i8], &[u32]) -> u32,
     pub(crate) add_columns: AddColumns,
@@ -43,7 +45,7 @@ macro_rules! float_table {
 
             pub(crate) static TABLE: FloatTable = FloatTable {
                 quantize_row, finish, rms_norm, rope, hadamard, silu_mul, add_assign, log_softmax_stats, softmax, attention,
-                weighted_sum, dot, add_columns, expand_tile,
+                gemm, weighted_sum, dot, add_columns, expand_tile,
             };
 
             float_table!(@fn $token, ($($features)?), quantize_row(x: &[f32], out: &mut [i8]) -> f32, body::quantize_row);
@@ -59,6 +61,7 @@ macro_rules! float_table {
             float_table!(@plain ($($features)?), dot(a: &[i8], v: &[u32]) -> u32, checksum::dot);
             float_table!(@plain ($($features)?), add_columns(tile: &[i8; TILE_BYTES], factors: &[u32; W8_TILE_ROWS], v: &mut [u32; TILE_COLS]) -> (), checksum::add_columns);
             float_table!(@plain ($($features)?), expand_tile(tile: &[u8; TILE_BYTES], multipliers: &[u8; W4_TILE_ROWS], out: [&mut [i8; TILE_BYTES]; 2]) -> (), checksum::expand_tile);
+            float_table!(@fn $token, ($($features)?), gemm(task: &tile::Task<'_>, scratch: &mut tile::Scratch) -> (), tile::run);
             float_table!(@fn $token, ($($features)?), attention(task: &attention::Task<'_>, scratch: &mut attention::Scratch) -> (), attention::run);
         }
     };
