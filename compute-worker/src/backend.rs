@@ -60,6 +60,12 @@ pub trait Backend: Send {
         false
     }
 
+    /// Whether answers are the same as of every other backend. Not where [`Backend::rms_norm`] or [`Backend::silu_mul`]
+    /// compute otherwise than the processor.
+    fn is_exact(&self) -> bool {
+        true
+    }
+
     /// Name in logs, for example `cpu/avx512-vnni`.
     fn name(&self) -> String;
 

@@ -13,17 +13,24 @@
 //! have one right [`Answer`], and the set says whether the unpacked model and the packed one gave it.
 
 mod document;
-mod run;
+mod prober;
+mod record;
+mod replay;
 mod self_check;
 
 use rookery_model::bundle::BundleError;
+use rookery_model::tokenizer::TokenizerError;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{EngineError, GenerationError, SubmitError};
+use crate::engine::{EngineError, GenerationError};
 use crate::model::forward::ForwardError;
 
-pub use document::{Answer, Answers, MAX_BYTES, MEDIA_TYPE, Probe, ProbeSet, Recording, TITLE, Topic};
-pub use run::{Mismatch, Prompt, Replay, record, replay};
+pub use document::{
+    Answer, Answers, MAX_ANSWER, MAX_PROBES, MAX_PROMPT, Probe, ProbeSet, Recording, TITLE, Topic,
+};
+pub use record::{Prompt, is_right, record};
+use replay::Machine;
+pub use replay::{Mismatch, Replay, replay, replay_bundle};
 pub use self_check::{SelfCheckError, SelfCheckReport, self_check};
 
 /// How much of the probes is replayed before a model is served.
@@ -59,13 +66,13 @@ pub enum ProbeError {
     /// No engine could be made for it.
     #[error("cannot start an engine for the probes")]
     Engine(#[from] EngineError),
-    /// The engine refused a probe.
-    #[error("probe {probe:?} was refused")]
-    Refused {
+    /// The tokenizer has no tokens for a prompt.
+    #[error("prompt of probe {probe:?}")]
+    Encode {
         /// Name of the probe.
         probe: String,
         /// Why.
-        source: SubmitError,
+        source: TokenizerError,
     },
     /// The engine could not answer a probe.
     #[error("probe {probe:?} was not answered")]

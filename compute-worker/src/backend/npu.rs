@@ -313,6 +313,10 @@ impl Backend for NpuBackend {
         self.fused_silu(gate, up, columns, out)
     }
 
+    fn is_exact(&self) -> bool {
+        self.fused.is_none()
+    }
+
     fn name(&self) -> String {
         let info = self.device.info();
         let interface = match info.interface {

@@ -35,7 +35,15 @@ impl Engine {
         config: EngineConfig,
         backend: Box<dyn Backend>,
     ) -> Result<EngineHandle, EngineError> {
-        thread::spawn(EngineCore::with_backend(&bundle, config, backend)?)
+        Self::start_core(EngineCore::with_backend(&bundle, config, backend)?)
+    }
+
+    /// Starts the thread of an engine that is made already.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start_core(core: EngineCore) -> Result<EngineHandle, EngineError> {
+        thread::spawn(core)
     }
 }
 

@@ -86,8 +86,7 @@ pub struct Forward {
     scratch: Scratch,
     /// Rows of logits that the last batch wanted.
     logit_rows: usize,
-    /// Rows, and rows of logits, that scratch has room for.
-    most: [usize; 2],
+    limits: ForwardLimits,
 }
 
 /// `[max_rows][…]` each, named after what they hold.
@@ -136,8 +135,13 @@ impl Forward {
             logits: vec![0.0; limits.max_logit_rows * config.vocab],
         };
         let cache = KvCache::new(weights.cache_layout(limits.blocks, limits.kv_type));
-        let most = [limits.max_rows, limits.max_logit_rows];
-        Self { weights, kernels, pool: Pool::new(limits.threads), cache, scratch, logit_rows: 0, most }
+        let pool = Pool::new(limits.threads);
+        Self { weights, kernels, pool, cache, scratch, logit_rows: 0, limits: *limits }
+    }
+
+    /// What the pass was made for.
+    pub fn limits(&self) -> &ForwardLimits {
+        &self.limits
     }
 
     /// The weights.
@@ -213,7 +217,7 @@ impl Forward {
         batch: &'p Batch<'p>,
     ) -> Result<Pass<'p>, ForwardError> {
         let (rows, logits) = (batch.tokens.len(), batch.logits_of.len());
-        let [most_rows, most_logits] = self.most;
+        let (most_rows, most_logits) = (self.limits.max_rows, self.limits.max_logit_rows);
         if rows > most_rows || logits > most_logits {
             return Err(ForwardError::Oversized { rows, most_rows, logits, most_logits });
         }
