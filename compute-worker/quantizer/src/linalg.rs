@@ -1,6 +1,25 @@
-//! Factorisations and least squares over large symmetric matrices.
+//! Second moments of activations, their factors, and least squares over them.
+//!
+//! ```text
+//! Hessian   H = Σ_t a_t a_tᵀ                        exact products of int8 activations, rounded once to f32
+//! Feedback  H + λ = U · D · Uᵀ, U unit upper        what LDLQ and GPTQ round with
+//! solve_spd X · (H + ridge) = RHS                   least squares
+//! ```
+//! All are f32 over [`Kernels::gemm`] and plain IEEE operations in a fixed order: the same bits on any number of threads
+//! and on every instruction set.
 
-use rookery_kernels::{Activations, Kernels, Pool};
+mod factor;
+mod hessian;
+mod solve;
+
+use rookery_kernels::{Kernels, Pool};
+
+pub use factor::Feedback;
+pub use hessian::Hessian;
+pub use solve::solve_spd;
+
+/// Columns that are factored, rounded or solved for at once; a group of `w4` weights is one such block.
+pub(crate) const BLOCK: usize = 128;
 
 /// What the mathematics runs on.
 #[derive(Debug)]
@@ -19,12 +38,12 @@ impl Compute {
 }
 
 /// Why a matrix could not be factored.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
 pub enum LinalgError {
     /// It is not positive definite, whatever was added to its diagonal.
     #[error(
-        "a matrix of {n} inputs is not positive definite at input {at}, with {damping} of its mean diagonal added; \
-         calibrate on more or other text"
+        "second moments of {n} inputs are not positive definite at input {at}, with {damping} of their mean added to \
+         the diagonal; calibrate on more or other text"
     )]
     NotPositive {
         /// Inputs.
@@ -34,10 +53,8 @@ pub enum LinalgError {
         /// The largest damping tried, as a share of the mean diagonal.
         damping: f32,
     },
-    /// It holds a NaN or an infinity, or its diagonal is all zero or has a negative value.
-    #[error(
-        "a matrix of {n} inputs has the diagonal value {value} at input {at}; calibration saw no usable activations"
-    )]
+    /// A NaN, an infinity or a negative value on the diagonal.
+    #[error("second moments of {n} inputs hold {value} on the diagonal at input {at}")]
     Diagonal {
         /// Inputs.
         n: usize,
@@ -46,67 +63,18 @@ pub enum LinalgError {
         /// What stands there.
         value: f32,
     },
+    /// The diagonal is zero everywhere.
+    #[error("second moments of {n} inputs are all zero; calibration saw no activations there")]
+    Zero {
+        /// Inputs.
+        n: usize,
+    },
 }
 
-/// Second moments of a linear layer's inputs: Σ_t a_t a_tᵀ.
-#[derive(Debug, Clone)]
-pub struct Hessian {
-    /// Inputs, K.
-    pub n: usize,
-    /// `[n][n]`, symmetric.
-    pub values: Vec<f32>,
-    /// Rows of activations that were added up.
-    pub tokens: usize,
+/// Blocks of columns of an `n` wide matrix, first to last.
+pub(crate) fn blocks(n: usize) -> impl DoubleEndedIterator<Item = std::ops::Range<usize>> {
+    (0..n.div_ceil(BLOCK)).map(move |block| block * BLOCK..n.min((block + 1) * BLOCK))
 }
 
-impl Hessian {
-    /// Of the int8 values of `a`, each row counting alike whatever its scale.
-    pub fn of(_compute: &Compute, _a: &Activations) -> Hessian {
-        unimplemented!()
-    }
-
-    /// The mean square of each input, times tokens: `[n]`.
-    pub fn diagonal(&self) -> Vec<f32> {
-        (0..self.n).map(|i| self.values[i * self.n + i]).collect()
-    }
-}
-
-/// A Hessian and its factors, ready to round with: H + damping = U·D·Uᵀ, U unit upper triangular.
-#[derive(Debug)]
-pub struct Feedback {
-    n: usize,
-}
-
-impl Feedback {
-    /// Factors `h` with `damp` times its mean diagonal added to the diagonal; more where that is not enough.
-    ///
-    /// # Errors
-    /// When the matrix is not positive definite with the largest damping either, or not finite.
-    pub fn factor(_compute: &Compute, _h: Hessian, _damp: f32) -> Result<Self, LinalgError> {
-        unimplemented!()
-    }
-
-    /// Inputs, K.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// The diagonal of H, without damping: how much each input matters by itself.
-    pub fn importance(&self) -> &[f32] {
-        unimplemented!()
-    }
-}
-
-/// Solves X·(H + ridge·I) = RHS for X `[m][n]`, H `[n][n]` symmetric, RHS `[m][n]`.
-///
-/// # Errors
-/// When H + ridge is not positive definite.
-pub fn solve_spd(
-    _compute: &Compute,
-    _h: &[f32],
-    _n: usize,
-    _rhs: &[f32],
-    _ridge: f32,
-) -> Result<Vec<f32>, LinalgError> {
-    unimplemented!()
-}
+#[cfg(test)]
+mod tests;
