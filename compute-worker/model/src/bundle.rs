@@ -5,7 +5,8 @@
 //! index.json                 → manifest, by digest
 //! blobs/sha256/<manifest>    → config and layers, by digest; its own digest is the bundle's identity
 //! blobs/sha256/<config>      BundleConfig: architecture, shapes, precision of every tensor, source
-//! blobs/sha256/<layer> …     safetensors: embedding, one for each block, head; tokenizer; tokenizer config
+//! blobs/sha256/<layer> …     safetensors: embedding, one for each block, head; tokenizer; tokenizer config;
+//!                            optionally golden probes, and how precisions were chosen
 //! ```
 //!
 //! `docs/bundle.md` is the format's specification. Opening goes from the outside in, and nothing is believed before
@@ -15,7 +16,7 @@
 //!
 //! Resident memory besides the mapped pages is the config and one entry for each tensor.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,6 +36,8 @@ pub use weights::{LinearWeights, Segment, TileStorage};
 use crate::mapping::Mapping;
 use crate::names::TensorName;
 use crate::tokenizer::Tokenizer;
+pub(crate) use mapped_blob::MappedBlob;
+
 use folder::Folder;
 use weights::Vector;
 
@@ -42,9 +45,10 @@ mod blob;
 pub(crate) mod config;
 mod digest;
 mod error;
-mod folder;
+pub(crate) mod folder;
 mod info;
 pub(crate) mod layout;
+mod mapped_blob;
 pub(crate) mod oci;
 mod open;
 mod progress;
@@ -66,6 +70,9 @@ pub struct Bundle {
     info: BundleInfo,
     matrices: HashMap<TensorName, LinearWeights>,
     vectors: HashMap<TensorName, Vector>,
+    parts: HashMap<Part, MappedBlob>,
+    /// By media type.
+    documents: BTreeMap<String, Arc<Mapping>>,
     tokenizer: Arc<Mapping>,
     tokenizer_config: Arc<Mapping>,
 }
@@ -98,8 +105,7 @@ impl Bundle {
     /// # Errors
     /// Names the document at fault; see [`BundleError`].
     pub fn read_document(path: &Path, media_type: &str) -> Result<Option<Vec<u8>>, BundleError> {
-        let _ = (path, media_type);
-        unimplemented!()
+        Folder::read(path)?.document(media_type)
     }
 
     /// Digest, config and blobs.
@@ -144,8 +150,12 @@ impl Bundle {
 
     /// An optional document of the bundle, [`PROBES_TYPE`] or [`QUANTIZATION_TYPE`], if it has one.
     pub fn document(&self, media_type: &str) -> Option<&[u8]> {
-        let _ = media_type;
-        unimplemented!()
+        self.documents.get(media_type).map(|map| map.bytes())
+    }
+
+    /// The blob of a part.
+    pub(crate) fn part(&self, part: Part) -> Option<&MappedBlob> {
+        self.parts.get(&part)
     }
 
     /// Bytes of mapped weights.

@@ -14,14 +14,16 @@ use crate::names::TensorName;
 /// What errors call this blob.
 const DOCUMENT: &str = "config";
 
-/// The schema version that this code writes and the only one it reads.
-pub const SCHEMA_VERSION: u32 = 1;
+/// The schema version that this code writes; it reads all from 1 on.
+///
+/// 2 added `ffn_hadamard` and the optional documents.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Contents of the config blob (JSON). Unknown fields are refused: a newer writer must raise the schema version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BundleConfig {
-    /// [`SCHEMA_VERSION`] of the writer.
+    /// [`SCHEMA_VERSION`] of the writer, or what was read.
     pub schema_version: u32,
     /// What people call the model; requests name it.
     pub name: String,
@@ -119,7 +121,7 @@ impl BundleConfig {
             schema_version: u64,
         }
         let Version { schema_version } = parse_json(DOCUMENT, bytes)?;
-        if schema_version != u64::from(SCHEMA_VERSION) {
+        if !(1..=u64::from(SCHEMA_VERSION)).contains(&schema_version) {
             return Err(BundleError::SchemaVersion { found: schema_version, supported: SCHEMA_VERSION });
         }
         let config: Self = parse_json(DOCUMENT, bytes)?;
@@ -147,6 +149,10 @@ impl BundleConfig {
         }
         if self.source_digest.parse::<Digest>().is_err() {
             return fault(format!("source_digest {:?} is not a SHA-256 digest", self.source_digest));
+        }
+        // A reader of the first schema would leave it out and compute something else.
+        if self.schema_version < 2 && self.model.ffn_hadamard.is_some() {
+            return fault(format!("model.ffn_hadamard does not exist in schema {}", self.schema_version));
         }
         self.model.validate()?;
         let names = self.model.tensor_names();
@@ -183,7 +189,8 @@ impl TensorEntry {
         self.bytes() as f64 * 8.0 / (self.rows * self.cols) as f64
     }
 
-    fn check(&self, (rows, cols): (usize, usize)) -> Result<(), String> {
+    /// Checks shape and segments; the fault in words.
+    pub(crate) fn check(&self, (rows, cols): (usize, usize)) -> Result<(), String> {
         if (self.rows, self.cols) != (rows, cols) {
             return Err(format!("shape [{}, {}] instead of [{rows}, {cols}]", self.rows, self.cols));
         }

@@ -44,12 +44,12 @@ pub enum BundleError {
     },
     /// The schema is one this version does not know.
     #[error(
-        "bundle schema {found} is not supported (this version reads {supported}); use the version that packed it, or pack again"
+        "bundle schema {found} is not supported (this version reads 1 to {supported}); use the version that packed it, or pack again"
     )]
     SchemaVersion {
         /// Version found.
         found: u64,
-        /// Version read.
+        /// Newest version read.
         supported: u32,
     },
     /// The config describes a model that cannot be served.

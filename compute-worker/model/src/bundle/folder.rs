@@ -10,6 +10,7 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use super::blob::locate;
 use super::config::BundleConfig;
 use super::digest::Digest;
 use super::error::BundleError;
@@ -17,6 +18,8 @@ use super::info::{BlobInfo, BundleInfo};
 use super::layout::Part;
 use super::oci::{self, Descriptor, Index, Manifest, WEIGHTS_TYPE};
 use super::progress::Progress;
+use super::{Bundle, open};
+use crate::mapping::Mapping;
 
 /// Bytes a hashing thread reads at a time: large enough to keep the disk busy, small enough to stay in cache.
 const READ_BYTES: usize = 256 << 10;
@@ -73,12 +76,7 @@ impl Folder {
     /// # Errors
     /// [`BundleError`] for the first faulty layer in manifest order; missing and cut-off files come before any hashing.
     pub(crate) fn verify(&self, progress: &dyn Progress) -> Result<BTreeMap<Digest, File>, BundleError> {
-        let mut files = BTreeMap::new();
-        for layer in &self.manifest.layers {
-            if !files.contains_key(&layer.digest) {
-                files.insert(layer.digest.clone(), (layer, open_blob(&self.path, layer, layer.title())?));
-            }
-        }
+        let files = self.open_layers()?;
         // Largest first: the last to finish is then a small one.
         let mut order: Vec<_> = files.values().collect();
         order.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size));
@@ -106,10 +104,55 @@ impl Folder {
         progress.finish();
         Ok(files.into_iter().map(|(digest, (_, file))| (digest, file)).collect())
     }
+
+    /// Maps the layers without hashing them: for what this very program has written. Headers and values are checked.
+    ///
+    /// # Errors
+    /// [`BundleError`] naming the file or tensor at fault.
+    pub(crate) fn map_unverified(self) -> Result<Bundle, BundleError> {
+        let files = self.open_layers()?.into_iter().map(|(digest, (_, file))| (digest, file)).collect();
+        open::map(self, &files)
+    }
+
+    /// Checks the headers of the weight layers against the config, and nothing else of them.
+    ///
+    /// # Errors
+    /// [`BundleError`] naming the file or tensor at fault.
+    pub(crate) fn check_headers(&self) -> Result<(), BundleError> {
+        let config = &self.info.config;
+        for part in config.parts() {
+            let layer =
+                self.manifest.weights(part).expect("config and manifest were checked against each other");
+            let file = open_blob(&self.path, layer, layer.title())?;
+            let io = |source| BundleError::Io { path: self.path.join(layer.digest.path()), source };
+            locate(config, part, Mapping::new(&file).map_err(io)?.bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Reads an optional document.
+    ///
+    /// # Errors
+    /// [`BundleError`] if its file is missing, cut off or corrupt.
+    pub(crate) fn document(&self, media_type: &str) -> Result<Option<Vec<u8>>, BundleError> {
+        let layer = self.manifest.document(media_type);
+        layer.map(|layer| read_blob(&self.path, layer, layer.title())).transpose()
+    }
+
+    /// Opens every layer's file, each content once, after checking its size.
+    fn open_layers(&self) -> Result<BTreeMap<Digest, (&Descriptor, File)>, BundleError> {
+        let mut files = BTreeMap::new();
+        for layer in &self.manifest.layers {
+            if !files.contains_key(&layer.digest) {
+                files.insert(layer.digest.clone(), (layer, open_blob(&self.path, layer, layer.title())?));
+            }
+        }
+        Ok(files)
+    }
 }
 
 /// Parses the config and checks it against the manifest.
-pub(super) fn join(
+pub(crate) fn join(
     descriptor: Descriptor,
     manifest: &Manifest,
     config: &[u8],

@@ -159,7 +159,23 @@ impl Manifest {
             };
             check_size(document, layer.title(), layer.size, MAX_TOKENIZER_BYTES)?;
         }
+        for media_type in DOCUMENT_TYPES {
+            let found: Vec<_> =
+                manifest.layers.iter().filter(|layer| layer.media_type == media_type).collect();
+            match found[..] {
+                [] => {}
+                [layer] => check_size(document, layer.title(), layer.size, MAX_DOCUMENT_BYTES)?,
+                _ => {
+                    return Err(fault(format!("{} layers of type {media_type} instead of 1", found.len())));
+                }
+            }
+        }
         Ok(manifest)
+    }
+
+    /// The layer of an optional document.
+    pub(crate) fn document(&self, media_type: &str) -> Option<&Descriptor> {
+        DOCUMENT_TYPES.contains(&media_type).then(|| self.layer_of_type(media_type))?
     }
 
     /// The only layer with a media type; [`Manifest::parse`] made sure of it for both tokenizer types.

@@ -13,7 +13,8 @@ use super::digest::Digest;
 use super::error::BundleError;
 use super::folder::Folder;
 use super::layout::Role;
-use super::oci::{Descriptor, TOKENIZER_CONFIG_TYPE, TOKENIZER_TYPE};
+use super::mapped_blob::MappedBlob;
+use super::oci::{DOCUMENT_TYPES, Descriptor, TOKENIZER_CONFIG_TYPE, TOKENIZER_TYPE};
 use super::weights::{LinearWeights, Parts, Segment, Vector};
 use super::{Bundle, BundleInfo};
 use crate::mapping::Mapping;
@@ -27,26 +28,33 @@ struct MappedPart<'a> {
 
 /// Maps verified files, checks headers and values, and makes the table of tensors.
 pub(super) fn map(folder: Folder, files: &BTreeMap<Digest, File>) -> Result<Bundle, BundleError> {
-    let mut maps = BTreeMap::new();
+    let mut blobs = BTreeMap::new();
     for (digest, file) in files {
-        let map = Mapping::new(file)
-            .map_err(|source| BundleError::Io { path: folder.path.join(digest.path()), source })?;
-        maps.insert(digest, Arc::new(map));
+        let path = folder.path.join(digest.path());
+        let blob = MappedBlob::new(digest.clone(), path.clone(), file)
+            .map_err(|source| BundleError::Io { path, source })?;
+        blobs.insert(digest, blob);
     }
-    let map_of = |layer: Option<&Descriptor>| -> Arc<Mapping> {
+    let blob_of = |layer: Option<&Descriptor>| -> &MappedBlob {
         let layer = layer.expect("reading the folder made sure that this layer is listed");
-        Arc::clone(maps.get(&layer.digest).expect("verifying opened every layer listed"))
+        blobs.get(&layer.digest).expect("opening the layers left out none")
     };
     let config: &BundleConfig = &folder.info.config;
-    let mut parts = Vec::new();
+    let (mut parts, mut part_blobs) = (Vec::new(), HashMap::new());
     for part in config.parts() {
-        let map = map_of(folder.manifest.weights(part));
-        let segments = locate(config, part, map.bytes())?;
-        parts.push(MappedPart { title: part.title(), map, segments });
+        let blob = blob_of(folder.manifest.weights(part));
+        let segments = locate(config, part, blob.bytes())?;
+        parts.push(MappedPart { title: part.title(), map: blob.map(), segments });
+        part_blobs.insert(part, blob.clone());
     }
     check_values(&parts)?;
-    let tokenizer = map_of(folder.manifest.layer_of_type(TOKENIZER_TYPE));
-    let tokenizer_config = map_of(folder.manifest.layer_of_type(TOKENIZER_CONFIG_TYPE));
+    let tokenizer = blob_of(folder.manifest.layer_of_type(TOKENIZER_TYPE)).map();
+    let tokenizer_config = blob_of(folder.manifest.layer_of_type(TOKENIZER_CONFIG_TYPE)).map();
+    let document = |media_type: &str| {
+        let layer = folder.manifest.document(media_type)?;
+        Some((media_type.to_owned(), blob_of(Some(layer)).map()))
+    };
+    let documents = DOCUMENT_TYPES.into_iter().filter_map(document).collect();
     let (mut matrices, mut vectors) = (HashMap::new(), HashMap::new());
     for (part, segment) in
         parts.iter().flat_map(|part| part.segments.iter().map(move |segment| (part, segment)))
@@ -63,7 +71,7 @@ pub(super) fn map(folder: Folder, files: &BTreeMap<Digest, File>) -> Result<Bund
     }
     drop(parts);
     let info: BundleInfo = folder.info;
-    Ok(Bundle { info, matrices, vectors, tokenizer, tokenizer_config })
+    Ok(Bundle { info, matrices, vectors, parts: part_blobs, documents, tokenizer, tokenizer_config })
 }
 
 fn typed_segment(segment: &LocatedSegment<'_>, map: Arc<Mapping>) -> Segment {

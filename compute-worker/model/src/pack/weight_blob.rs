@@ -2,6 +2,7 @@
 //! row chunks on all threads while the chunks before are hashed and written.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,10 +11,9 @@ use std::thread;
 use rookery_kernels::tiles;
 use serde::ser::SerializeMap;
 
-use super::layout_writer::{BlobWriter, LayoutWriter};
-use super::{PackError, quantize};
-use crate::bundle::layout::{GROUP, PAGE, Part, Role, StoredTensor, file_order, stored_tensors};
-use crate::bundle::oci::{Descriptor, WEIGHTS_TYPE};
+use super::blob_writer::{BlobWriter, StagedBlob};
+use super::{Content, PackError, StoredRows, quantize};
+use crate::bundle::layout::{GROUP, PAGE, Role, StoredTensor, file_order, stored_tensors};
 use crate::bundle::{Precision, Progress, SegmentEntry, TensorEntry};
 use crate::source::ModelSource;
 
@@ -27,7 +27,6 @@ const CHUNKS_PER_THREAD: usize = 4;
 /// What packing a blob needs.
 pub(super) struct BlobPacker<'a> {
     pub(super) source: &'a dyn ModelSource,
-    pub(super) writer: &'a LayoutWriter,
     pub(super) threads: usize,
     pub(super) progress: &'a dyn Progress,
 }
@@ -47,28 +46,39 @@ struct Sides {
     multipliers: Vec<u8>,
 }
 
-/// Bytes of a weight blob, for progress: all tensors, headers not counted.
-pub(super) fn data_bytes(entries: &[TensorEntry]) -> u64 {
-    entries.iter().flat_map(stored_tensors).map(|stored| stored.bytes as u64).sum()
-}
+/// Rows that the caller quantised, by segment, until they are written; none if they are to be rounded here.
+type Given = Vec<Option<StoredRows>>;
 
 impl BlobPacker<'_> {
     /// Packs the tensors of one part into a blob.
-    pub(super) fn pack(&self, part: Part, entries: &[&TensorEntry]) -> Result<Descriptor, PackError> {
+    pub(super) fn pack(
+        &self,
+        mut blob: BlobWriter,
+        entries: &[TensorEntry],
+        content: &mut dyn FnMut(&TensorEntry) -> Result<Content, PackError>,
+    ) -> Result<StagedBlob, PackError> {
         let mut tensors: Vec<(&TensorEntry, StoredTensor)> = Vec::new();
         for entry in entries {
-            tensors.extend(stored_tensors(entry).into_iter().map(|stored| (*entry, stored)));
+            tensors.extend(stored_tensors(entry).into_iter().map(|stored| (entry, stored)));
         }
         file_order(&mut tensors, |(_, stored)| stored);
-        let mut blob = self.writer.blob()?;
         blob.write(&header(&tensors))?;
+        let mut given: HashMap<_, Given> = HashMap::new();
         let mut sides: HashMap<_, Sides> = HashMap::new();
         for (entry, stored) in &tensors {
             let key = (entry.name, stored.segment);
             // File order puts all tiles before anything that is computed along with them.
             let bytes = match stored.role {
                 Role::Tiles => {
-                    sides.insert(key, self.pack_segment(&mut blob, entry, &entry.segments[stored.segment])?);
+                    let given = match given.entry(entry.name) {
+                        Entry::Occupied(asked) => asked.into_mut(),
+                        Entry::Vacant(place) => place.insert(given_rows(entry, content(entry)?)?),
+                    };
+                    let of_segment = match given.get_mut(stored.segment).and_then(Option::take) {
+                        Some(rows) => self.write_rows(&mut blob, &rows)?,
+                        None => self.pack_segment(&mut blob, entry, &entry.segments[stored.segment])?,
+                    };
+                    sides.insert(key, of_segment);
                     continue;
                 }
                 Role::Scales => std::mem::take(&mut sides.entry(key).or_default().scales),
@@ -80,7 +90,18 @@ impl BlobPacker<'_> {
             blob.write(&bytes)?;
             self.progress.advance(bytes.len() as u64);
         }
-        blob.finish(WEIGHTS_TYPE, &part.title())
+        blob.finish()
+    }
+
+    /// Writes the tiles of a segment that is quantised already; gives what goes beside them.
+    fn write_rows(&self, blob: &mut BlobWriter, rows: &StoredRows) -> Result<Sides, PackError> {
+        blob.write(rows.tiles())?;
+        self.progress.advance(rows.tiles().len() as u64);
+        Ok(Sides {
+            scales: rows.scales().iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+            row_sums: rows.row_sums().iter().flat_map(|sum| sum.to_le_bytes()).collect(),
+            multipliers: rows.multipliers().to_vec(),
+        })
     }
 
     fn vector(&self, entry: &TensorEntry) -> Result<Vec<u8>, PackError> {
@@ -193,6 +214,30 @@ impl BlobPacker<'_> {
         }
         Ok(chunk)
     }
+}
+
+/// The rows that the caller gave for a matrix, which must be what its entry says.
+fn given_rows(entry: &TensorEntry, content: Content) -> Result<Given, PackError> {
+    let Content::Rows(given) = content else { return Ok(Given::new()) };
+    let misfit = |fault: String| Err(PackError::Misfit { tensor: entry.name, fault });
+    if given.len() != entry.segments.len() {
+        return misfit(format!("{} segments given instead of {}", given.len(), entry.segments.len()));
+    }
+    for (rows, segment) in given.iter().zip(&entry.segments) {
+        let found = (rows.rows(), rows.cols(), rows.precision());
+        if found != (segment.rows, entry.cols, segment.precision) {
+            return misfit(format!(
+                "{rows:?} given for {} x {} at {} from row {}",
+                segment.rows, entry.cols, segment.precision, segment.first_row
+            ));
+        }
+        let broken = |scale: &f32| !scale.is_finite() || scale.is_sign_negative();
+        if let Some(row) = rows.scales().iter().position(broken) {
+            let scale = rows.scales()[row];
+            return misfit(format!("scale of row {} is {scale}", segment.first_row + row));
+        }
+    }
+    Ok(given.into_iter().map(Some).collect())
 }
 
 fn check_finite(entry: &TensorEntry, first_row: usize, values: &[f32]) -> Result<(), PackError> {

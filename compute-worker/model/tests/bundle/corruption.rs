@@ -187,7 +187,10 @@ fn manifests_out_of_order() {
 #[test]
 fn configs_out_of_order() {
     let config = |edit: fn(&mut Value), parts: &[&str]| w8(|e| e.edit_config(edit), parts);
-    config(|c| c["schema_version"] = json!(2), &["bundle schema 2 is not supported (this version reads 1)"]);
+    for version in [0, 3] {
+        let text = format!("bundle schema {version} is not supported (this version reads 1 to 2)");
+        w8(|e| e.edit_config(|c| c["schema_version"] = json!(version)), &[&text]);
+    }
     config(|c| *c = json!({"schema_version": 99, "new_field": []}), &["bundle schema 99 is not supported"]);
     config(|c| c["colour"] = json!("red"), &["config: unknown field `colour`"]);
     config(|c| c["name"] = json!("\u{1b}[2J"), &["config: name", "has characters other than"]);
