@@ -37,9 +37,9 @@ pub struct Rounded {
 
 /// How much is done beyond one pass over the columns.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Effort {
+pub struct Effort {
     /// Passes over all groups afterwards.
-    pub(crate) sweeps: usize,
+    pub sweeps: usize,
 }
 
 impl Default for Effort {
