@@ -1,6 +1,7 @@
 //! An imported model: one interface over every file format, and the errors of reading them.
 
 pub(crate) mod bytes;
+pub(crate) mod parallel;
 pub(crate) mod rows;
 
 use std::ops::Range;

@@ -10,7 +10,7 @@
 //! for each layer:
 //!     q, k, v = split(norm(x)·W + b);  q, k = rope(norm per head if the model has it)
 //!     x += softmax(q·kᵀ/√d, causal, per sequence)·v·Wo
-//!     x += (silu(norm(x)·Wgate) ∘ norm(x)·Wup)·Wdown
+//!     x += H(silu(norm(x)·Wgate) ∘ norm(x)·Wup)·Wdown         H: Walsh–Hadamard, if the model has it
 //! logits = norm(x)·head
 //! ```
 //!
@@ -187,6 +187,9 @@ impl<'a> Reference<'a> {
             for_each_chunk(&mut gated, 64 * ffn, self.threads, &|first, rows| {
                 let upped = &upped[first..first + rows.len()];
                 rows.iter_mut().zip(upped).for_each(|(gate, up)| *gate = *gate / (1.0 + (-*gate).exp()) * up);
+                if let Some(block) = self.config().ffn_hadamard {
+                    rows.chunks_exact_mut(block).for_each(walsh_hadamard);
+                }
             });
             let mut out = vec![0.0; tokens * hidden];
             linear(&gated, &down, &mut out, hidden, 0, self.threads);
@@ -228,3 +231,18 @@ impl<'a> Reference<'a> {
         Ok(())
     }
 }
+
+/// `x ← H·x`, unnormalised, in natural order; the length is a power of two.
+fn walsh_hadamard(x: &mut [f32]) {
+    let mut stride = x.len() / 2;
+    while stride > 0 {
+        for part in x.chunks_exact_mut(2 * stride) {
+            let (low, high) = part.split_at_mut(stride);
+            low.iter_mut().zip(high).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
+        }
+        stride /= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests;
