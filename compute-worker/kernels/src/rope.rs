@@ -122,6 +122,19 @@ mod tests {
     }
 
     #[test]
+    fn the_transposed_block_is_the_first_sixteen_rows() {
+        let table = RopeTable::new(48, 100, 1e4, 0.5, None);
+        let (cos, sin) = table.steps();
+        assert_eq!([cos.len(), sin.len()], [24, 24]);
+        for position in 0..BLOCK_TOKENS {
+            let row = table.row(position);
+            for i in 0..24 {
+                assert_eq!([cos[i][position], sin[i][position]], [row[i], row[24 + i]], "{position} {i}");
+            }
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "position 8 of a table of 8")]
     fn positions_beyond_the_table_are_refused() {
         RopeTable::new(16, 8, 1e4, 1.0, None).row(8);

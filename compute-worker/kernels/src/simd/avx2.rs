@@ -162,32 +162,23 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn butterfly<const STRIDE: usize>(self, v: Two) -> Two {
-        let half = |v| {
-            isa!({
-                let (other, plus, minus);
-                match STRIDE {
-                    4 => {
-                        other = _mm256_permute2f128_ps::<0x01>(v, v);
-                        (plus, minus) = (_mm256_add_ps(v, other), _mm256_sub_ps(other, v));
-                        _mm256_blend_ps::<0b1111_0000>(plus, minus)
-                    }
-                    2 => {
-                        other = _mm256_permute_ps::<0b01_00_11_10>(v);
-                        (plus, minus) = (_mm256_add_ps(v, other), _mm256_sub_ps(other, v));
-                        _mm256_blend_ps::<0b1100_1100>(plus, minus)
-                    }
-                    _ => {
-                        other = _mm256_permute_ps::<0b10_11_00_01>(v);
-                        (plus, minus) = (_mm256_add_ps(v, other), _mm256_sub_ps(other, v));
-                        _mm256_blend_ps::<0b1010_1010>(plus, minus)
-                    }
-                }
-            })
-        };
         if STRIDE == 8 {
-            isa!(Two(_mm256_add_ps(v.0, v.1), _mm256_sub_ps(v.0, v.1)))
-        } else {
-            Two(half(v.0), half(v.1))
+            return isa!(Two(_mm256_add_ps(v.0, v.1), _mm256_sub_ps(v.0, v.1)));
         }
+        let swap = |v| match STRIDE {
+            4 => isa!(_mm256_permute2f128_ps::<0x01>(v, v)),
+            2 => isa!(_mm256_permute_ps::<0b01_00_11_10>(v)),
+            _ => isa!(_mm256_permute_ps::<0b10_11_00_01>(v)),
+        };
+        let join = |plus, minus| match STRIDE {
+            4 => isa!(_mm256_blend_ps::<0b1111_0000>(plus, minus)),
+            2 => isa!(_mm256_blend_ps::<0b1100_1100>(plus, minus)),
+            _ => isa!(_mm256_blend_ps::<0b1010_1010>(plus, minus)),
+        };
+        let half = |v| {
+            let other = swap(v);
+            join(isa!(_mm256_add_ps(v, other)), isa!(_mm256_sub_ps(other, v)))
+        };
+        Two(half(v.0), half(v.1))
     }
 }

@@ -188,6 +188,37 @@ fn quantisation_is_the_same_everywhere_and_as_documented() {
 }
 
 #[test]
+fn rows_that_are_int8_already_are_as_quantised_ones() {
+    let mut random = Random(8);
+    let pool = Pool::new(2);
+    for (m, cols) in [(0, 5), (1, 1), (3, 64), (2, 65), (19, 200), (4, 0)] {
+        let x = random.floats(m * cols, 4.0);
+        let matrix = Matrix::w8(70, cols.max(1), &mut random, w8_value);
+        for kernels in tables() {
+            let a = quantized(kernels, &pool, &x, cols.max(1));
+            if cols == 0 {
+                assert_eq!(Activations::from_rows(0, &[], &[0.5; 4]).rows(), m);
+                continue;
+            }
+            let values: Vec<i8> = (0..m).flat_map(|row| a.row(row)).copied().collect();
+            let scales: Vec<f32> = (0..m).map(|row| a.scale(row)).collect();
+            let b = Activations::from_rows(cols, &values, &scales);
+            assert_eq!([b.rows(), b.cols()], [m, cols]);
+            assert_eq!([a.values(), b.values()].map(<[i8]>::len), [m * a.stride(); 2]);
+            assert_eq!((a.values(), a.sums()), (b.values(), b.sums()));
+            let [y, z] = [&a, &b].map(|a| bits(&product(kernels, &pool, &matrix, a, None)));
+            assert_eq!(y, z, "{kernels:?} {m} rows of {cols}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "activations: 7 values are not 2 rows of 4")]
+fn rows_that_are_not_whole_are_refused() {
+    Activations::from_rows(4, &[0; 7], &[1.0; 2]);
+}
+
+#[test]
 fn a_row_that_is_not_finite_spoils_itself_only() {
     let mut random = Random(6);
     let pool = Pool::new(1);
