@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendSettings;
 use crate::engine::{EngineConfig, EngineError};
+use crate::probes::SelfCheck;
 
 mod engine;
 mod npu;
@@ -128,6 +129,7 @@ pub struct ValidWorkerConfig {
     pub(crate) bundles: Vec<PathBuf>,
     pub(crate) drain_timeout: Duration,
     pub(crate) engine: EngineConfig,
+    pub(crate) self_check: SelfCheck,
     pub(crate) backend: BackendSettings,
     pub(crate) link: Option<ValidLink>,
     pub(crate) limits: ServerLimits,
@@ -174,6 +176,7 @@ impl WorkerConfig {
             drain_timeout: self.drain_timeout,
             backend,
             engine: self.engine.validate()?,
+            self_check: self.engine.self_check,
             link: self.link.validate(&connection)?,
             limits: self.server,
             connection,

@@ -1,7 +1,7 @@
 //! Puts a worker together from its checked configuration, and takes it apart again.
 //!
 //! ```text
-//!  start:  bundles (verified) ─► engines ─► services ─► own port, link to the control plane
+//!  start:  bundles (verified) ─► engines (probed) ─► services ─► own port, link to the control plane
 //!  drain:  refuse new calls ─► running streams end, or are cut ─► connections close ─► engines stop
 //! ```
 
@@ -28,7 +28,8 @@ use crate::{
     agent::{self, Gateway},
     backend::{BackendError, BackendSettings, Backends},
     config::{ValidLink, ValidWorkerConfig},
-    engine::{Engine, EngineConfig, EngineError, EngineHandle, Load},
+    engine::{Engine, EngineConfig, EngineCore, EngineError, EngineHandle, Load},
+    probes::{SelfCheck, SelfCheckError, self_check},
     service::{Inference, Metrics, Models},
 };
 
@@ -62,6 +63,9 @@ pub enum WorkerError {
         #[source]
         source: EngineError,
     },
+    /// A model does not answer as it did when it was packed.
+    #[error("the model must not be served")]
+    SelfCheck(#[from] SelfCheckError),
     /// The backend that is asked for cannot be had.
     #[error("the configured backend cannot be used")]
     Backend(#[source] BackendError),
@@ -121,9 +125,10 @@ impl Worker {
         config: ValidWorkerConfig,
         bundles: Vec<Arc<Bundle>>,
     ) -> Result<RunningWorker, WorkerError> {
-        let (engine_config, backend) = (config.engine.clone(), config.backend.clone());
+        let (engine_config, backend, extent) =
+            (config.engine.clone(), config.backend.clone(), config.self_check);
         // Reserving the cache, resolving weights and copying them to an accelerator touches a lot of memory.
-        let start = move || start_engines(bundles, &engine_config, &backend);
+        let start = move || start_engines(bundles, &engine_config, &backend, extent);
         let engines = Tasks::new().run_blocking("start engines", start).await;
         let (engines, reason) = engines.ok_or(WorkerError::Panicked)??;
         let worker = Self::start_with_engines(config, engines).await?;
@@ -168,17 +173,18 @@ fn start_engines(
     bundles: Vec<Arc<Bundle>>,
     config: &EngineConfig,
     settings: &BackendSettings,
+    extent: SelfCheck,
 ) -> Result<(Vec<EngineHandle>, String), WorkerError> {
     let backends = Backends::open(settings).map_err(WorkerError::Backend)?;
     let reason = backends.reason();
     let start = |bundle: Arc<Bundle>| {
         let model = bundle.info().config.name.clone();
-        let started = config.kernels().and_then(|kernels| {
-            let backend = backends.backend(kernels);
-            info!(model, backend = backend.name(), reason, "linear layers have a backend");
-            Engine::start_with_backend(bundle, config.clone(), backend)
-        });
-        started.map_err(|source| WorkerError::Engine { model, source })
+        let failed = |source| WorkerError::Engine { model: model.clone(), source };
+        let backend = backends.backend(config.kernels().map_err(failed)?);
+        info!(model, backend = backend.name(), reason, "linear layers have a backend");
+        let mut core = EngineCore::with_backend(&bundle, config.clone(), backend).map_err(failed)?;
+        self_check(&mut core, &bundle, extent)?;
+        Engine::start_core(core).map_err(failed)
     };
     let engines = bundles.into_iter().map(start).collect::<Result<_, _>>()?;
     Ok((engines, reason.to_owned()))

@@ -39,6 +39,9 @@ pub struct WorkerArgs {
     control_plane: Option<String>,
     #[command(flatten)]
     engine: EngineFlags,
+    /// How many of a model's recorded answers must come out the same before it is served. Default: quick.
+    #[arg(long, value_enum)]
+    self_check: Option<SelfCheckFlag>,
     /// The parent process holds standard input; used by `rookery up` and `rookery demo`.
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -95,6 +98,28 @@ impl BackendFlag {
     }
 }
 
+/// How many of a model's recorded answers are compared before it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SelfCheckFlag {
+    /// None.
+    Off,
+    /// The first tokens of two.
+    Quick,
+    /// All of them.
+    Full,
+}
+
+impl SelfCheckFlag {
+    /// Its name on the command line and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            SelfCheckFlag::Off => "off",
+            SelfCheckFlag::Quick => "quick",
+            SelfCheckFlag::Full => "full",
+        }
+    }
+}
+
 /// How the key/value cache stores its numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KvCacheFlag {
@@ -136,6 +161,7 @@ impl WorkerArgs {
         flags.set("worker.gateway-id", self.gateway_id.clone());
         flags.set("worker.link.control-plane", self.control_plane.clone());
         self.engine.apply(flags);
+        flags.set("worker.engine.self-check", self.self_check.map(SelfCheckFlag::name));
     }
 }
 

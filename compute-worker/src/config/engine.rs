@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::ConfigError;
 use crate::backend::BackendChoice;
 use crate::engine::EngineConfig;
+use crate::probes::SelfCheck;
 
 /// How the key/value cache stores its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct EngineSection {
     pub max_queued_requests: usize,
     /// Most prompt tokens that wait; further requests are refused with RESOURCE_EXHAUSTED. Default 65536.
     pub max_queued_tokens: usize,
+    /// How many of a bundle's probes are replayed before it is served: `off`, `quick` (the first tokens of two) or `full`.
+    /// An answer that is not the recorded one refuses to serve. Default `quick`.
+    pub self_check: SelfCheck,
 }
 
 impl Default for EngineSection {
@@ -69,6 +73,7 @@ impl Default for EngineSection {
             max_step_tokens: engine.max_step_tokens,
             max_queued_requests: engine.max_queued_requests,
             max_queued_tokens: engine.max_queued_tokens,
+            self_check: SelfCheck::default(),
         }
     }
 }
