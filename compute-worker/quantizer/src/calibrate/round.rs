@@ -6,7 +6,7 @@ use rookery_model::names::TensorName;
 use rookery_model::pack::StoredRows;
 use rookery_model::source::ModelSource;
 
-use crate::gptq::{Effort, gptq_w4, gptq_w8};
+use crate::gptq::{gptq_w4, gptq_w8};
 use crate::linalg::{Compute, Feedback};
 use crate::pack::QuantizeError;
 
@@ -23,8 +23,6 @@ pub struct Rounder<'a> {
     pub wanted: &'a (dyn Fn(TensorName) -> Option<Precision> + Sync),
     /// Rows of a matrix whose rounding errors are told apart; `None` where nobody asks.
     pub unit_rows: &'a (dyn Fn(TensorName) -> Option<usize> + Sync),
-    /// How hard rounding tries.
-    pub effort: Effort,
     /// Told of each weight.
     pub progress: &'a dyn Progress,
 }
@@ -65,7 +63,7 @@ impl Rounder<'_> {
                 return Err(QuantizeError::Rounding { tensor: name.to_string(), fault });
             }
             let round = if precision == Precision::W4 { gptq_w4 } else { gptq_w8 };
-            let rounded = round(self.compute, &weights, last - first, cols, feedback, self.effort);
+            let rounded = round(self.compute, &weights, last - first, cols, feedback);
             losses.push(rounded.error * energy(&weights, feedback.importance()));
             values.extend(rounded.values);
             multipliers.extend(rounded.multipliers);

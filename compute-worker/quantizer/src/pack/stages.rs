@@ -14,7 +14,6 @@ use super::QuantizeError;
 use super::plan::Plan;
 use crate::calibrate::{LayerSink, RoundedMatrix, Rounder, StreamStore, calibrate};
 use crate::calibration::Sequences;
-use crate::gptq::Effort;
 use crate::linalg::Compute;
 use crate::sensitivity::head_run;
 
@@ -124,7 +123,6 @@ impl Stages<'_> {
             source: self.source,
             wanted: &wanted,
             unit_rows: &unit_rows,
-            effort: Effort::default(),
             progress: self.progress,
         };
         let streams = StreamStore::new(scratch);
