@@ -9,7 +9,9 @@ use clap::error::ErrorKind;
 use tokio::runtime::Runtime;
 
 use crate::args::{Cli, Command, GlobalArgs};
-use crate::commands::{bench, control_plane, demo, generate, inspect, models, npu, pack, pull, up, worker};
+use crate::commands::{
+    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, pull, up, worker,
+};
 use crate::config::{Config, Flags};
 use crate::error::{Exit, Failure, OrFail};
 use crate::output;
@@ -104,6 +106,7 @@ fn dispatch(
         Command::Pull(args) => pull::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Eval(args) => eval::run(&args, &config),
         Command::Generate(args) => runtime.block_on(generate::run(args)),
         Command::Models(args) => runtime.block_on(models::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(args, config)),

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::bench::BenchArgs;
 use crate::commands::control_plane::ControlPlaneArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::eval::EvalArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::models::ModelsArgs;
@@ -32,6 +33,7 @@ use crate::telemetry::LogFormat;
 Then:
   rookery pull hf://OWNER/REPO/FILE.gguf        fetch a model
   rookery pack FILE.gguf                        quantise it into a bundle
+  rookery eval BUNDLE --reference FILE.gguf     measure what that cost
   rookery up BUNDLE                             serve it
   rookery generate 'def fib(n):'                use it
   rookery npu info                              is there an NPU, and does it work
@@ -115,6 +117,8 @@ pub enum Command {
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Inspect(InspectArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Eval(EvalArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Generate(GenerateArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Models(ModelsArgs),
@@ -137,6 +141,7 @@ impl Command {
             Command::Pull(_) => "pull",
             Command::Pack(_) => "pack",
             Command::Inspect(_) => "inspect",
+            Command::Eval(_) => "eval",
             Command::Generate(_) => "generate",
             Command::Models(_) => "models",
             Command::Bench(_) => "bench",
@@ -153,6 +158,7 @@ impl Command {
             Command::ControlPlane(args) => args.flags(flags),
             Command::Bench(args) => args.engine().apply(flags),
             Command::Npu(args) => args.flags(flags),
+            Command::Eval(args) => args.flags(flags),
             Command::Demo(_)
             | Command::Up(_)
             | Command::Pull(_)

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod control_plane;
 pub mod demo;
+pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod models;
