@@ -7,5 +7,6 @@ mod lifecycle;
 mod npu;
 mod npu_faults;
 mod outcomes;
+mod quantised;
 mod support;
 mod threaded;

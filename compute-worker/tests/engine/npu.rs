@@ -2,14 +2,14 @@
 
 use rknpu_driver::device::{Device, Interface};
 use rknpu_driver::sim::kernel::{SimConfig, Simulation};
-use rookery_compute_worker::backend::Backend;
 use rookery_compute_worker::backend::npu::{NpuBackend, NpuSettings};
+use rookery_compute_worker::backend::{Backend, CpuBackend};
 use rookery_compute_worker::config::{NpuFused, NpuPolicy, NpuW4};
 use rookery_compute_worker::engine::{EngineConfig, EngineCore, Request, Sampling};
-use rookery_kernels::Kernels;
+use rookery_kernels::{Kernels, KvType};
 use rookery_model::pack::Recipe;
 
-use crate::support::{Driver, MODELS, Trace, bundle, config, prompt, request};
+use crate::support::{Driver, MODELS, Packing, Trace, bundle, config, prompt, request};
 
 /// A few requests of different lengths, together: prefill and decode in batches.
 fn requests() -> Vec<Request> {
@@ -41,6 +41,12 @@ fn on_npu(model: &str, recipe: Recipe, device: Device, settings: &NpuSettings) -
     EngineCore::with_backend(&bundle(model, recipe), engine_config(), Box::new(backend)).unwrap()
 }
 
+/// Rotated, of mixed precision, over an int8 cache.
+fn mixed(model: &str, backend: impl Backend + 'static) -> EngineCore {
+    let config = EngineConfig { kv_type: KvType::Int8, ..engine_config() };
+    EngineCore::with_backend(&bundle(model, Packing::Mixed), config, Box::new(backend)).unwrap()
+}
+
 fn on_cpu(model: &str, recipe: Recipe) -> Trace {
     run(EngineCore::new(&bundle(model, recipe), engine_config()).unwrap()).1
 }
@@ -60,6 +66,29 @@ fn tokens_and_logits_are_those_of_the_processor() {
                 assert!(health.jobs_done > 50 && health.jobs_failed == 0, "{health:?}");
                 drop(driver);
                 assert_eq!(device.health().buffers, 0, "all buffers are given back");
+            }
+        }
+    }
+}
+
+#[test]
+fn with_a_transform_mixed_precision_and_int8_keys_too() {
+    for interface in [Interface::Vendor, Interface::Rocket] {
+        for model in MODELS {
+            let (_, expected) = run(mixed(model, CpuBackend::new(Kernels::detect())));
+            for (policy, w4) in [(NpuPolicy::Npu, NpuW4::Int8), (NpuPolicy::Both, NpuW4::Int4)] {
+                let simulation = Simulation::new(SimConfig::new(interface));
+                let device = simulation.device().unwrap();
+                let settings = NpuSettings { policy, w4, ..NpuSettings::default() };
+                let backend = NpuBackend::new(device.clone(), Kernels::detect(), &settings);
+                let (driver, trace) = run(mixed(model, backend));
+                let what = format!("{interface:?} {model} {policy:?}");
+                assert_eq!(simulation.last_stop(), None, "{what}");
+                assert!(trace == expected, "{what}: logits differ");
+                assert_eq!(driver.core.load().degraded, None, "{what}");
+                assert!(driver.core.info().backend.ends_with("+kv(int8)"), "{what}");
+                let health = device.health();
+                assert!(health.jobs_done > 50 && health.jobs_failed == 0, "{what}: {health:?}");
             }
         }
     }

@@ -8,8 +8,11 @@ use rookery_compute_worker::engine::{
     EngineConfig, EngineCore, Event, FinishReason, Generation, GenerationError, Request, Sampling, Stop,
     Usage,
 };
-use rookery_model::bundle::{Bundle, NoProgress};
-use rookery_model::pack::{ExistingTarget, PackOptions, Recipe, pack};
+use rookery_model::bundle::{Bundle, NoProgress, Part, Precision, SegmentEntry, TensorEntry};
+use rookery_model::names::{LayerTensor, TensorName};
+use rookery_model::pack::{Content, Draft, ExistingTarget, PackOptions, Recipe, describe, pack};
+use rookery_model::rotate::{RotateOptions, RotatedSource};
+use rookery_model::source::ModelSource;
 use tempfile::TempDir;
 
 /// Architectures of the tiny models.
@@ -19,24 +22,103 @@ pub(crate) const MODELS: [&str; 3] = ["llama3", "qwen2", "qwen3"];
 pub(crate) const VOCABULARY: u32 = 512;
 pub(crate) const CONTEXT: usize = 512;
 
-type Bundles = HashMap<(String, &'static str), (Arc<Bundle>, TempDir)>;
+/// How a tiny model is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// Blocks at one precision.
+    Plain(Recipe),
+    /// With rotations folded in and a Hadamard transform before `down`; the heads of q, k and v and parts of `up` take turns
+    /// in precision, and so do other matrices from layer to layer.
+    Mixed,
+}
+
+impl From<Recipe> for Packing {
+    fn from(recipe: Recipe) -> Self {
+        Self::Plain(recipe)
+    }
+}
+
+type Bundles = HashMap<String, (Arc<Bundle>, TempDir)>;
 
 /// A tiny model, packed once per test process.
-pub(crate) fn bundle(model: &str, recipe: Recipe) -> Arc<Bundle> {
+pub(crate) fn bundle(model: &str, packing: impl Into<Packing>) -> Arc<Bundle> {
     static BUNDLES: LazyLock<Mutex<Bundles>> = LazyLock::new(Mutex::default);
-    let key = (model.to_owned(), if recipe == Recipe::W4 { "w4" } else { "w8" });
+    let packing = packing.into();
     let mut bundles = BUNDLES.lock().unwrap();
-    let (bundle, _) = bundles.entry(key).or_insert_with(|| {
-        let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
-        let source = rookery_model::source::open(&fixtures.join(format!("{model}.gguf"))).unwrap();
-        let folder = TempDir::new().unwrap();
-        let out = folder.path().join("bundle");
-        let options =
-            PackOptions { name: model.to_owned(), recipe, threads: 2, existing: ExistingTarget::default() };
-        pack(source.as_ref(), &options, &out, &NoProgress).unwrap();
-        (Bundle::open(&out, &NoProgress).unwrap(), folder)
+    let (bundle, _) = bundles.entry(format!("{model} {packing:?}")).or_insert_with(|| {
+        let source = source(model);
+        match packing {
+            Packing::Plain(recipe) => packed(source.as_ref(), recipe),
+            Packing::Mixed => {
+                packed_mixed(&RotatedSource::new(source.as_ref(), RotateOptions::default()).unwrap())
+            }
+        }
     });
     Arc::clone(bundle)
+}
+
+/// A tiny model as it was made.
+pub(crate) fn source(model: &str) -> Box<dyn ModelSource> {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
+    rookery_model::source::open(&fixtures.join(format!("{model}.gguf"))).unwrap()
+}
+
+/// A model rounded plainly, and the folder that it lives in.
+pub(crate) fn packed(source: &dyn ModelSource, recipe: Recipe) -> (Arc<Bundle>, TempDir) {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("bundle");
+    let options =
+        PackOptions { name: "tiny".to_owned(), recipe, threads: 2, existing: ExistingTarget::Refuse };
+    pack(source, &options, &out, &NoProgress).unwrap();
+    (Bundle::open(&out, &NoProgress).unwrap(), folder)
+}
+
+/// See [`Packing::Mixed`].
+fn packed_mixed(source: &dyn ModelSource) -> (Arc<Bundle>, TempDir) {
+    let model = source.config();
+    assert!(model.ffn_hadamard.is_some(), "a model to test the transform with");
+    let entry = |name: TensorName| {
+        let (rows, cols) = model.shape(name);
+        TensorEntry { name, rows, cols, segments: segments(name, rows, model.head_dim) }
+    };
+    let tensors: Vec<_> = model.tensor_names().into_iter().map(entry).collect();
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("bundle");
+    let config = describe(source, "tiny", "mixed", tensors).unwrap();
+    let mut draft = Draft::create(&out, ExistingTarget::Refuse, "mixed").unwrap();
+    for part in config.parts() {
+        let of_part = |entry: &&TensorEntry| Part::of(entry.name, model.tied_head) == part;
+        let entries: Vec<_> = config.tensors.iter().filter(of_part).cloned().collect();
+        draft.part(part, source, &entries, &mut |_| Ok(Content::Round), 2, &NoProgress).unwrap();
+    }
+    draft.publish(&config, source).unwrap();
+    (Bundle::open(&out, &NoProgress).unwrap(), folder)
+}
+
+/// Rows of a tensor and their precisions, for [`Packing::Mixed`].
+fn segments(name: TensorName, rows: usize, head_dim: usize) -> Vec<SegmentEntry> {
+    let TensorName::Layer(layer, tensor) = name else {
+        let precision = if name.is_linear() { Precision::W8 } else { Precision::F32 };
+        return vec![SegmentEntry { first_row: 0, rows, precision }];
+    };
+    let step = match tensor {
+        LayerTensor::AttnQ | LayerTensor::AttnK | LayerTensor::AttnV => head_dim,
+        LayerTensor::FfnUp => 80,
+        _ => rows,
+    };
+    let precision = |part: usize| match (name.is_linear(), (layer + part).is_multiple_of(2)) {
+        (false, _) => Precision::F32,
+        (true, true) => Precision::W8,
+        (true, false) => Precision::W4,
+    };
+    let starts = (0..rows).step_by(step).enumerate();
+    starts
+        .map(|(part, first_row)| SegmentEntry {
+            first_row,
+            rows: step.min(rows - first_row),
+            precision: precision(part),
+        })
+        .collect()
 }
 
 /// Small, one thread.

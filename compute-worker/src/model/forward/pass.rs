@@ -215,21 +215,20 @@ struct Target<'a> {
     out: &'a mut [f32],
 }
 
-/// Computes several layers over the same activations. Layers stored in one piece go to the backend together; one in
-/// several pieces (heads of different precision) goes piece by piece, since its pieces share an output.
+/// Computes several layers over the same activations. The first pieces of all of them go to the backend together, then
+/// the second ones of those that are stored in several (heads of different precision), and so on: pieces of one layer
+/// share its output.
 fn linear<const N: usize>(
     backend: &mut dyn Backend,
     pool: &Pool,
     a: &Activations,
     mut targets: [Target<'_>; N],
 ) -> Result<(), BackendError> {
-    if targets.iter().all(|target| target.weights.segments.len() == 1) {
-        return backend.linear(pool, a, &mut targets.each_mut().map(|target| target.job(0)));
-    }
-    for target in &mut targets {
-        for segment in 0..target.weights.segments.len() {
-            backend.linear(pool, a, &mut [target.job(segment)])?;
-        }
+    backend.linear(pool, a, &mut targets.each_mut().map(|target| target.job(0)))?;
+    let most = targets.iter().map(|target| target.weights.segments.len()).max().unwrap_or(0);
+    for segment in 1..most {
+        let having = targets.iter_mut().filter(|target| segment < target.weights.segments.len());
+        backend.linear(pool, a, &mut having.map(|target| target.job(segment)).collect::<Vec<_>>())?;
     }
     Ok(())
 }
