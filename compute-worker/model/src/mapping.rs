@@ -6,22 +6,26 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Mmap, MmapMut, UncheckedAdvice};
 
 #[cfg(not(target_endian = "little"))]
 compile_error!(
     "bundles store little-endian numbers that are used in place; a big-endian host would misread them"
 );
 
-/// A whole file, mapped read-only and shared. The start is page-aligned.
+/// A whole file, mapped read-only and shared, or memory of no file. The start is page-aligned.
 ///
 /// # Invariant (kept by the caller)
 ///
-/// The file's bytes do not change and the file is not truncated while the map lives. [`crate::bundle`] keeps it
-/// by mapping only blobs named by the digest of their contents, after checking that digest, from folders that
-/// the packer writes once and renames into place. Replacing a bundle swaps folders: the mapped inode stays.
+/// A mapped file's bytes do not change and the file is not truncated while the map lives. [`crate::bundle`] keeps it
+/// by mapping only blobs named by the digest of their contents, from folders that the packer writes once and renames
+/// into place, or from the packer's own before that. Replacing a bundle swaps folders: the mapped inode stays.
 #[derive(Debug)]
-pub(crate) struct Mapping(Option<Mmap>);
+pub(crate) struct Mapping {
+    /// `None` for no bytes.
+    map: Option<Mmap>,
+    of_file: bool,
+}
 
 impl Mapping {
     /// Maps all of `file`. An empty file gives an empty slice.
@@ -31,22 +35,42 @@ impl Mapping {
     /// Whatever the operating system says to `mmap`.
     pub(crate) fn new(file: &File) -> io::Result<Self> {
         if file.metadata()?.len() == 0 {
-            return Ok(Self(None)); // mmap refuses length 0
+            return Ok(Self { map: None, of_file: true }); // mmap refuses length 0
         }
         // SAFETY: the map is private to this value, read-only, and unmapped on drop, which `bytes` outlives by
         // no borrow. That nobody writes to the file while it is mapped is the type's stated invariant: bundle
-        // blobs are written once under a temporary name, never opened for writing again, and are verified by
-        // digest through this same descriptor before they are mapped.
+        // blobs are written once under a temporary name, and never opened for writing again once they have their
+        // digest's.
         let map = unsafe { Mmap::map(file)? };
-        Ok(Self(Some(map)))
+        Ok(Self { map: Some(map), of_file: true })
+    }
+
+    /// Memory with the bytes of all `parts`, one behind the other.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub(crate) fn of_bytes(parts: &[&[u8]]) -> io::Result<Self> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        if length == 0 {
+            return Ok(Self { map: None, of_file: false });
+        }
+        let mut map = MmapMut::map_anon(length)?;
+        let mut rest = &mut map[..];
+        for part in parts {
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+        Ok(Self { map: Some(map.make_read_only()?), of_file: false })
     }
 
     /// Tells the system that the bytes of `range` will not be needed soon, so that it takes their memory back. Reading them
-    /// all the same reads the file again.
+    /// all the same reads the file again. Memory of no file stays.
     pub(crate) fn release(&self, range: Range<usize>) {
-        let Some(map) = &self.0 else { return };
+        let Some(map) = self.map.as_ref().filter(|_| self.of_file) else { return };
         let (start, end) = (range.start.min(map.len()), range.end.min(map.len()));
-        // SAFETY: dropping pages loses what was written to them, and nobody writes: the map is read-only, and by the
+        // SAFETY: dropping pages loses what was written to them, and nobody writes: the map is of a file, read-only, and by the
         // type's invariant neither does anybody write to the file. The next read finds the same bytes in it.
         let advised = unsafe {
             map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end.saturating_sub(start))
@@ -59,7 +83,7 @@ impl Mapping {
 
     /// The mapped bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or(&[])
+        self.map.as_deref().unwrap_or(&[])
     }
 }
 

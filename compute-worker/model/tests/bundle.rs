@@ -19,18 +19,30 @@ use safetensors::SafeTensors;
 
 #[path = "bundle/corruption.rs"]
 mod corruption;
+#[path = "bundle/documents.rs"]
+mod documents;
+#[path = "bundle/draft.rs"]
+mod draft;
+#[path = "bundle/killed.rs"]
+mod killed;
 #[path = "bundle/moved.rs"]
 mod moved;
 #[path = "bundle/mutation.rs"]
 mod mutation;
+#[path = "bundle/segments.rs"]
+mod segments;
 #[path = "bundle/support.rs"]
 mod support;
 
-use support::{Editor, RandomSource, options, packed, small_config};
+use support::{RandomSource, options, packed, small_config};
 
 /// What the stored integers mean: `[rows][cols]` of a segment.
 fn dequantized(segment: &Segment) -> Vec<f32> {
-    match segment.view() {
+    dequantized_view(&segment.view())
+}
+
+fn dequantized_view(weights: &Weights<'_>) -> Vec<f32> {
+    match *weights {
         Weights::W8(w) => {
             let mut values = vec![0; w.rows * w.cols];
             tiles::unpack_w8(w.rows, w.cols, w.tiles, &mut values);
@@ -231,54 +243,6 @@ fn info_adds_up() {
     let json = serde_json::to_value(&info).unwrap();
     assert_eq!(json["digest"], Bundle::open(&path, &NoProgress).unwrap().digest());
     assert_eq!(json["config"]["tensors"][1]["name"], "blk.0.attn_norm.weight");
-}
-
-#[test]
-fn segments_of_mixed_precision_are_read() {
-    // No recipe writes them yet; the format has them, so a reader must.
-    let (_parent, path) = packed(small_config(), Recipe::W8);
-    let editor = Editor(&path);
-    let before = Bundle::open(&path, &NoProgress).unwrap();
-    let name = TensorName::Layer(1, LayerTensor::AttnV);
-    let whole = dequantized(&before.linear(name).unwrap().segments[0]);
-    let entry = before.info().config.tensors.iter().position(|entry| entry.name == name).unwrap();
-    editor.edit_config(|config| {
-        config["tensors"][entry]["segments"] = serde_json::json!([
-            {"first_row": 0, "rows": 32, "precision": "w8"},
-            {"first_row": 32, "rows": 16, "precision": "w8"},
-        ]);
-    });
-    editor.edit_layer("block.1.safetensors", |bytes| split_segment(bytes, &name.to_string(), 32));
-    let after = Bundle::open(&path, &NoProgress).unwrap();
-    let segments = after.linear(name).unwrap().segments;
-    let ranges: Vec<_> = segments.iter().map(|segment| (segment.first_row, segment.rows)).collect();
-    assert_eq!(ranges, [(0, 32), (32, 16)]);
-    assert_eq!(segments.iter().flat_map(dequantized).collect::<Vec<_>>(), whole);
-}
-
-/// Renames a matrix's tensors in a safetensors file to those of two segments, the first of which has `rows` rows.
-fn split_segment(bytes: &mut [u8], name: &str, rows: usize) {
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    let object = header.as_object_mut().unwrap();
-    for (part, per) in [("tiles", 32), ("scales", 1), ("row_sums", 1)] {
-        let info = object.remove(&format!("{name}.{part}")).unwrap();
-        let count = info["shape"][0].as_u64().unwrap() as usize;
-        let offset = |i: usize| info["data_offsets"][i].as_u64().unwrap() as usize;
-        let middle = offset(0) + (offset(1) - offset(0)) / count * (rows / per);
-        for (first, rows, range) in
-            [(0, rows / per, [offset(0), middle]), (rows, count - rows / per, [middle, offset(1)])]
-        {
-            let mut info = info.clone();
-            info["shape"][0] = rows.into();
-            info["data_offsets"] = range.to_vec().into();
-            object.insert(format!("{name}.rows.{first}.{part}"), info);
-        }
-    }
-    let mut padded = header.to_string().into_bytes();
-    assert!(padded.len() <= length);
-    padded.resize(length, b' ');
-    bytes[8..8 + length].copy_from_slice(&padded);
 }
 
 #[test]

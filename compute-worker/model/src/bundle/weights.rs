@@ -1,6 +1,7 @@
 //! Typed views into mapped blobs, and into wherever their tiles were taken.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -88,6 +89,26 @@ impl LinearWeights {
 }
 
 impl Segment {
+    /// Rows that are in memory only, from row `first_row` of their matrix on.
+    pub(crate) fn in_memory(first_row: usize, stored: &Weights<'_>) -> io::Result<Self> {
+        let (rows, cols, scales, row_sums, multipliers, precision) = match *stored {
+            Weights::W8(w) => (w.rows, w.cols, w.scales, w.row_sums, &[][..], Precision::W8),
+            Weights::W4(w) => (w.rows, w.cols, w.scales, w.row_sums, w.multipliers, Precision::W4),
+        };
+        let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let row_sums: Vec<u8> = row_sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        // Tiles take whole multiples of 1,024 bytes, so that all of it is aligned as in a file.
+        let stored = [stored.tile_bytes(), &scales, &row_sums, multipliers];
+        let mut end = 0;
+        let [tiles, scales, row_sums, multipliers] = stored.map(|bytes| {
+            end += bytes.len();
+            end - bytes.len()..end
+        });
+        let map = Arc::new(Mapping::of_bytes(&stored)?);
+        let parts = Parts { tiles, scales, row_sums, multipliers };
+        Ok(Self { first_row, rows, cols, precision, map, parts, moved: None })
+    }
+
     /// The stored tiles, wherever they are.
     pub fn tiles(&self) -> &[u8] {
         match &self.moved {

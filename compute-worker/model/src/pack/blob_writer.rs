@@ -27,9 +27,9 @@ pub(super) struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// Begins a blob in the file `path`, beside which the finished one will lie.
+    /// Begins a blob in the new file `path`, beside which the finished one will lie.
     pub(super) fn create(path: PathBuf) -> Result<Self, PackError> {
-        let file = File::create(&path).map_err(io_error(&path))?;
+        let file = File::create_new(&path).map_err(io_error(&path))?;
         Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file), hasher: Sha256::new(), size: 0 })
     }
 

@@ -1,6 +1,7 @@
 //! Rows as a bundle stores them, in memory: what a quantiser hands over in place of rounding by the packer.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 
 use rookery_kernels::{W4, W8, Weights, tiles};
@@ -94,9 +95,9 @@ impl StoredRows {
     /// whole panels only.
     ///
     /// # Panics
-    /// When `rows` reaches past the segment.
+    /// When `rows` is empty or reaches past the segment.
     pub fn rows_of(segment: &Segment, rows: Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= segment.rows, "rows {rows:?} of {}", segment.rows);
+        assert!(rows.start < rows.end && rows.end <= segment.rows, "rows {rows:?} of {}", segment.rows);
         let panel = tiles::W4_TILE_ROWS;
         let end = rows.end.next_multiple_of(panel).min(segment.rows);
         let part = segment.part(rows.start / panel * panel..end);
@@ -173,6 +174,15 @@ impl StoredRows {
                 Weights::W8(W8 { rows, cols, tiles: tiles::signed(tiles), scales, row_sums })
             }
         }
+    }
+
+    /// The same as a segment of a matrix from row `first_row` on, in memory of its own: what a bundle would hold, without
+    /// one.
+    ///
+    /// # Errors
+    /// When the system has no memory for it.
+    pub fn segment(&self, first_row: usize) -> io::Result<Segment> {
+        Segment::in_memory(first_row, &self.view())
     }
 
     pub(super) fn tiles(&self) -> &[u8] {
