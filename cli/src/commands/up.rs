@@ -101,3 +101,27 @@ pub fn engine_arguments(engine: &EngineFlags, workers: usize) -> Vec<OsString> {
     add("--isa", engine.isa.clone());
     arguments
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        engine: EngineFlags,
+    }
+
+    #[test]
+    fn workers_get_every_flag_of_the_engine() {
+        let line = "up --backend npu-sim --threads 3 --kv-cache 1MiB --kv-cache-type int8 --context-tokens 64 \
+                    --max-batch 2 --isa scalar";
+        let given = Line::parse_from(line.split_whitespace()).engine;
+        let handed_on = engine_arguments(&given, 2);
+        let got = Line::parse_from([OsString::from("worker")].into_iter().chain(handed_on)).engine;
+        assert_eq!(format!("{got:?}"), format!("{given:?}"));
+        assert!(!format!("{given:?}").contains("None"), "a flag that this test does not give: {given:?}");
+    }
+}

@@ -17,6 +17,7 @@ use rookery_model::bundle::Bundle;
 use serde::Serialize;
 
 use super::counter::Counter;
+use crate::commands::worker::KvCacheFlag;
 use crate::config::{Config, Flags};
 use crate::error::{Failure, OrFail};
 use crate::output;
@@ -48,6 +49,9 @@ pub(super) struct CompareArgs {
     /// Threads that compute.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// How the key/value cache stores keys and values. Default: f16.
+    #[arg(long, value_enum)]
+    kv_cache_type: Option<KvCacheFlag>,
     /// Write JSON.
     #[arg(long)]
     json: bool,
@@ -67,6 +71,7 @@ impl CompareArgs {
     /// The settings that the flags make.
     pub(super) fn flags(&self, flags: &mut Flags) {
         flags.set("worker.engine.threads", self.threads);
+        flags.set("worker.engine.kv-cache-type", self.kv_cache_type.map(KvCacheFlag::name));
     }
 }
 
@@ -253,6 +258,14 @@ impl Backend for Watched {
 
     fn silu_mul(&mut self, gate: &[f32], up: &[f32], columns: usize, out: &mut [f32]) -> bool {
         self.inner.silu_mul(gate, up, columns, out)
+    }
+
+    fn quantize(&mut self, pool: &Pool, x: &[f32], cols: usize, out: &mut Activations) -> bool {
+        self.inner.quantize(pool, x, cols, out)
+    }
+
+    fn is_exact(&self) -> bool {
+        self.inner.is_exact()
     }
 
     fn name(&self) -> String {
