@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use rookery_kernels::{AttentionQuery, Isa, KvType};
+use rookery_kernels::AttentionQuery;
 use rookery_model::bundle::Bundle;
 use rookery_model::tokenizer::{Tokenizer, TokenizerConfig};
 use rookery_proto::semconv::attribute;
@@ -85,7 +85,7 @@ impl EngineCore {
             max_logit_rows: config.max_batch,
         };
         backend.adopt(&mut weights).map_err(EngineError::Backend)?;
-        let info = model_info(bundle, &config, context_tokens, kernels.isa(), backend.name());
+        let info = ModelInfo::new(bundle, &config, context_tokens, kernels.isa(), backend.name());
         let instruments = Instruments::new(&info.name);
         let admission = Admission::new(&config, info.vocabulary, context_tokens, Arc::clone(&instruments));
         let limits_of_steps = Limits { max_batch: config.max_batch, max_step_tokens: config.max_step_tokens };
@@ -353,33 +353,6 @@ fn check_tokenizer(tokens: usize, special: &TokenizerConfig, vocabulary: usize) 
             Err(EngineError::Tokenizer { token_id, vocabulary })
         }
         _ => Ok(()),
-    }
-}
-
-fn model_info(
-    bundle: &Bundle,
-    config: &EngineConfig,
-    context_tokens: usize,
-    isa: Isa,
-    backend: String,
-) -> ModelInfo {
-    let kv_type = config.kv_type;
-    let answers = match kv_type {
-        KvType::F16 => String::new(),
-        KvType::Int8 => format!("+kv({kv_type})"),
-    };
-    let config = &bundle.info().config;
-    ModelInfo {
-        name: config.name.clone(),
-        digest: bundle.digest().to_owned(),
-        architecture: config.model.architecture.to_string(),
-        recipe: config.recipe.clone(),
-        parameters: config.parameters,
-        context_tokens,
-        vocabulary: config.model.vocab,
-        isa,
-        backend: backend + &answers,
-        kv_type,
     }
 }
 

@@ -92,6 +92,36 @@ pub struct ModelInfo {
     pub kv_type: KvType,
 }
 
+impl ModelInfo {
+    /// What an engine of this configuration says of itself; `backend` is the backend's own name.
+    pub(crate) fn new(
+        bundle: &Bundle,
+        engine: &EngineConfig,
+        context_tokens: usize,
+        isa: Isa,
+        backend: String,
+    ) -> Self {
+        let kv_type = engine.kv_type;
+        let answers = match kv_type {
+            KvType::F16 => String::new(),
+            KvType::Int8 => format!("+kv({kv_type})"),
+        };
+        let config = &bundle.info().config;
+        Self {
+            name: config.name.clone(),
+            digest: bundle.digest().to_owned(),
+            architecture: config.model.architecture.to_string(),
+            recipe: config.recipe.clone(),
+            parameters: config.parameters,
+            context_tokens,
+            vocabulary: config.model.vocab,
+            isa,
+            backend: backend + &answers,
+            kv_type,
+        }
+    }
+}
+
 /// A cheap handle to an engine. When the last one is dropped, the engine completes what it has and ends.
 #[derive(Clone)]
 pub struct EngineHandle {
