@@ -9,9 +9,7 @@ use clap::error::ErrorKind;
 use tokio::runtime::Runtime;
 
 use crate::args::{Cli, Command, GlobalArgs};
-use crate::commands::{
-    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, pull, up, worker,
-};
+use crate::commands::{bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, pull, up, worker};
 use crate::config::{Config, Flags};
 use crate::error::{Exit, Failure, OrFail};
 use crate::output;
@@ -111,6 +109,7 @@ fn dispatch(
         Command::Models(args) => runtime.block_on(models::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(args, config)),
         Command::Npu(args) => npu::run(&args, &config),
+        Command::Plan(args) => plan::run(&args),
         Command::Worker(args) => runtime.block_on(worker::run(args.supervised, config, prometheus)),
         Command::ControlPlane(args) => {
             runtime.block_on(control_plane::run(args.supervised, config, prometheus))

@@ -15,6 +15,7 @@ use crate::commands::inspect::InspectArgs;
 use crate::commands::models::ModelsArgs;
 use crate::commands::npu::NpuArgs;
 use crate::commands::pack::PackArgs;
+use crate::commands::plan::PlanArgs;
 use crate::commands::pull::PullArgs;
 use crate::commands::up::UpArgs;
 use crate::commands::worker::WorkerArgs;
@@ -127,6 +128,8 @@ pub enum Command {
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Npu(NpuArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Plan(PlanArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Worker(WorkerArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     ControlPlane(ControlPlaneArgs),
@@ -146,6 +149,7 @@ impl Command {
             Command::Models(_) => "models",
             Command::Bench(_) => "bench",
             Command::Npu(_) => "npu",
+            Command::Plan(_) => "plan",
             Command::Worker(_) => "worker",
             Command::ControlPlane(_) => "control-plane",
         }
@@ -165,7 +169,8 @@ impl Command {
             | Command::Pack(_)
             | Command::Inspect(_)
             | Command::Generate(_)
-            | Command::Models(_) => {}
+            | Command::Models(_)
+            | Command::Plan(_) => {}
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod models;
 pub mod npu;
 pub mod pack;
+pub mod plan;
 pub mod pull;
 pub mod up;
 pub mod worker;

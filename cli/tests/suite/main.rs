@@ -4,6 +4,7 @@
 mod command_line;
 mod demo_fetch;
 mod npu;
+mod plan;
 mod processes;
 mod pull;
 mod support;

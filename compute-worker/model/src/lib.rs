@@ -10,6 +10,7 @@
 //! - [`source`] is the seam: whatever form a model arrives in, the packer and the checker see one
 //!   [`source::ModelSource`] with canonical tensor names ([`names`]), shapes ([`config`]) and f32 rows
 //!   ([`dequant`]).
+//! - [`smooth`] and [`rotate`] are sources over a source: the same model in a form that loses less to rounding.
 //! - [`pack`] turns a source into a bundle: quantised once, laid out in tile order, digest-named.
 //! - [`bundle`] opens one again. Digests are checked before anything is mapped, and the contents are checked
 //!   against the config before anything is served.
@@ -37,6 +38,7 @@ pub(crate) mod mapping;
 pub mod names;
 pub mod pack;
 pub mod rotate;
+pub mod shapes;
 pub mod smooth;
 pub mod source;
 pub mod text_stream;

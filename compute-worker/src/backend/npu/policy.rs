@@ -219,7 +219,7 @@ impl CostModel {
     }
 
     /// Seconds with `on_npu` channels on the NPU and the others on the processor at the same time.
-    fn both(&self, product: &Product, on_npu: usize) -> f64 {
+    pub fn both(&self, product: &Product, on_npu: usize) -> f64 {
         let npu = Product { outputs: on_npu, ..*product };
         let cpu = Product { outputs: product.outputs - on_npu, ..*product };
         let memory = product.weight_bytes() / self.board.streamed_bytes_per_s();
