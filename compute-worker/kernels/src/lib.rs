@@ -15,14 +15,15 @@
 //!   `(acc·sa)·sw`, with a bias `fma(acc·sa, sw, bias)`.
 //! * f32 kernels are one generic source over 16 strided lanes ([`math`] for the scalar twin of `exp`), each
 //!   lane operation a single IEEE operation, fused where the source says fma; reductions end in one fixed tree.
-//! * Attention rescales every 128 tokens of absolute position; a row sees nothing of the rows beside it.
+//! * Attention rescales every 128 tokens of absolute position; a row sees nothing of the rows beside it. Keys and values
+//!   of an int8 cache, and the bias of keys that were stored without it, become f32 by a fixed order of operations too.
 //! * NaN is one value: that a result is NaN is the same everywhere, its payload is not promised. A row of
 //!   activations that is not finite gets the scale NaN, so its outputs are NaN and no other row's are.
 //!
 //! # Ownership
 //! Nothing here owns weights. [`KvCache`] owns its memory, block ids are the caller's. Scratch belongs to each
 //! thread and grows to the largest panel or task seen: 64·K bytes for packed weights, 24 KiB of accumulators,
-//! about 60 KiB for attention.
+//! about 64 KiB for attention.
 //!
 //! # Failure
 //! Lengths, indices and shapes are checked by the safe methods, which panic with both numbers: a wrong one is

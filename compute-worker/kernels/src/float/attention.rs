@@ -12,7 +12,8 @@
 //! out[i] = acc[i] · (1 / tree(sums))
 //! ```
 //! Both products are one micro-kernel, `outer`: up to [`Simd::ROWS`] vectors in registers, one broadcast load
-//! per fma, no horizontal operation. Scratch for 8 rows of 7 heads of 64: 60 KiB, within L2.
+//! per fma, no horizontal operation. Scratch for 8 rows of 7 heads of 64: 60 KiB, within L2, and 4 KiB where keys came
+//! without their bias.
 //!
 //! Tokens beyond a row's length are never read into its result, whatever they hold: their scores become −∞
 //! by selection and their values are skipped, not multiplied by zero.

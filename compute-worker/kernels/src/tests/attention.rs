@@ -4,8 +4,8 @@ use crate::{
     f16_to_f32, f32_to_f16,
 };
 
-/// Keys and values as the cache rounds them.
-type Token = [Vec<f32>; 2];
+/// Keys and values as the cache rounds them, the keys with their bias.
+type Token = [Vec<f64>; 2];
 
 /// Sequences of random keys and values in scattered blocks of one cache.
 struct Scene {
@@ -22,14 +22,27 @@ const LAYER: usize = 1;
 const THETA: f64 = 1e4;
 
 /// What reading gives back of a stored token's head.
-fn stored(kind: KvType, head: &[f32]) -> Vec<f32> {
-    match kind {
+fn stored(kind: KvType, head: &[f32]) -> Vec<f64> {
+    let read: Vec<f32> = match kind {
         KvType::F16 => head.iter().map(|&x| f16_to_f32(f32_to_f16(x))).collect(),
         KvType::Int8 => {
             let absmax = head.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
             let integer = |x: f32| (x * (127.0 / absmax)).round_ties_even();
             head.iter().map(|&x| integer(x) * (absmax / 127.0)).collect()
         }
+    };
+    read.into_iter().map(f64::from).collect()
+}
+
+/// Adds a head's bias, rotated to a position, to a key.
+fn add_bias(key: &mut [f64], bias: &[f32], position: usize) {
+    let d = key.len();
+    let (x, y) = bias.split_at(d / 2);
+    for i in 0..d / 2 {
+        let (x, y) = (f64::from(x[i]), f64::from(y[i]));
+        let (sin, cos) = (position as f64 * THETA.powf(-2.0 * i as f64 / d as f64)).sin_cos();
+        key[i] += x * cos - y * sin;
+        key[d / 2 + i] += y * cos + x * sin;
     }
 }
 
@@ -49,6 +62,7 @@ impl Scene {
         for block in 0..=blocks {
             (0..BLOCK_TOKENS).for_each(|slot| cache.write(LAYER, block as u32, slot, &rubbish, &rubbish));
         }
+        let bias = bias.map(|scale| random.floats(kv_heads * head_dim, scale));
         let mut next = blocks as u32;
         let mut sequences = Vec::new();
         for &len in lens {
@@ -63,15 +77,18 @@ impl Scene {
                 let k = random.floats(kv_heads * head_dim, 2.0);
                 let v = random.floats(kv_heads * head_dim, 2.0);
                 cache.write(LAYER, table[t / BLOCK_TOKENS], t % BLOCK_TOKENS, &k, &v);
-                let rounded =
-                    |x: &[f32]| x.chunks_exact(head_dim).flat_map(|head| stored(kind, head)).collect();
-                tokens.push([rounded(&k), rounded(&v)]);
+                let read = |x: &[f32]| -> Vec<f64> {
+                    x.chunks_exact(head_dim).flat_map(|head| stored(kind, head)).collect()
+                };
+                let mut key = read(&k);
+                let biases = bias.iter().flat_map(|bias| bias.chunks_exact(head_dim));
+                key.chunks_exact_mut(head_dim).zip(biases).for_each(|(key, bias)| add_bias(key, bias, t));
+                tokens.push([key, read(&v)]);
             }
             sequences.push((table, tokens));
         }
         let longest = lens.iter().copied().max().unwrap_or(0);
         let rope = RopeTable::new(head_dim, longest, THETA, 1.0, None);
-        let bias = bias.map(|scale| random.floats(kv_heads * head_dim, scale));
         Scene { cache, heads: kv_heads * group, sequences, rope, bias }
     }
 
@@ -89,42 +106,23 @@ impl Scene {
         out
     }
 
-    /// Keys of a kv head at a position, the bias rotated and added.
-    fn key(&self, stored: &[f32], head: usize, position: usize) -> Vec<f64> {
-        let d = stored.len();
-        let mut key: Vec<f64> = stored.iter().map(|&k| f64::from(k)).collect();
-        if let Some(bias) = &self.bias {
-            let (x, y) = bias[head * d..(head + 1) * d].split_at(d / 2);
-            for i in 0..d / 2 {
-                let (x, y) = (f64::from(x[i]), f64::from(y[i]));
-                let angle = position as f64 * THETA.powf(-2.0 * i as f64 / d as f64);
-                key[i] += x * angle.cos() - y * angle.sin();
-                key[d / 2 + i] += y * angle.cos() + x * angle.sin();
-            }
-        }
-        key
-    }
-
     /// The definition, in f64.
     fn exact(&self, (sequence, len): (usize, usize), q: &[f32]) -> Vec<f64> {
-        let KvLayout { kv_heads, head_dim: d, .. } = *self.cache.layout();
+        let KvLayout { kv_heads, head_dim, .. } = *self.cache.layout();
         let tokens = &self.sequences[sequence].1[..len];
         let mut out = Vec::new();
-        for (kv_head, q) in q.chunks_exact(d * self.heads / kv_heads).enumerate() {
-            let range = kv_head * d..(kv_head + 1) * d;
-            let keys: Vec<Vec<f64>> = (tokens.iter().enumerate())
-                .map(|(position, [k, _])| self.key(&k[range.clone()], kv_head, position))
-                .collect();
-            for q in q.chunks_exact(d) {
-                let dot = |k: &Vec<f64>| q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>();
-                let scores: Vec<f64> = keys.iter().map(|k| dot(k) / (d as f64).sqrt()).collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let total: f64 = p.iter().sum();
-                out.extend(range.clone().map(|i| {
-                    tokens.iter().zip(&p).map(|([_, v], p)| p / total * f64::from(v[i])).sum::<f64>()
-                }));
-            }
+        for (head, q) in q.chunks_exact(head_dim).enumerate() {
+            let at = head / (self.heads / kv_heads) * head_dim;
+            let dot = |k: &[f64]| q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>();
+            let scores: Vec<f64> =
+                tokens.iter().map(|[k, _]| dot(&k[at..at + head_dim]) / (head_dim as f64).sqrt()).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = p.iter().sum();
+            out.extend(
+                (0..head_dim)
+                    .map(|i| tokens.iter().zip(&p).map(|([_, v], p)| p / total * v[at + i]).sum::<f64>()),
+            );
         }
         out
     }

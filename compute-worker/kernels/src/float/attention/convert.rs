@@ -1,14 +1,14 @@
 //! One kv head's keys or values of a block of the cache to f32.
 //!
 //! ```text
-//! f16:   k, v exactly
-//! int8:  v[t][i] = v8[t][i] · scale[t]        k[i][t] = k8[i][t] · scale[t], or with a bias fma(k8[i][t], scale[t], b[i][t])
-//! f16 with a bias:  k[i][t] + b[i][t]
-//!
-//! b = RoPE(bias, p) of position p = p0 + t, p0 the block's first, as RoPE(RoPE(bias, t), p0): the rotations by t < 16 are made
-//! once a task, [d][16 tokens], and those by p0 need one cosine and sine for all lanes. Each is, of a pair (i, j = i + d/2),
-//!     (x, y) = (b[i], b[j]);   b[i] = fma(x, cos, −(y·sin));   b[j] = fma(y, cos, x·sin)
+//! int8:  k[i][t] = k8[i][t] · scale[t]           v[t][i] = v8[t][i] · scale[t]
+//! keys that came without their bias, b[i][t] being the bias rotated to the token's position:
+//!     f16:   k[i][t] = k16[i][t] + b[i][t]
+//!     int8:  k[i][t] = fma(k8[i][t], scale[t], b[i][t])
 //! ```
+//! A token's position is p0 + t, p0 the block's first, and a rotation by it is one by t and one by p0. Those by t < 16
+//! are made once a task, `[d][16 tokens]`; those by p0 need one cosine and sine for all lanes. Of a pair
+//! (x, y) = (b\[i\], b\[i + d/2\]) each rotation makes (fma(x, cos, −(y·sin)), fma(y, cos, x·sin)).
 
 use super::Task;
 use crate::kv::Blocks;
