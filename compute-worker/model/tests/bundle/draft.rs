@@ -12,8 +12,9 @@ use rookery_model::pack::{Content, Draft, ExistingTarget, PackError, Recipe, Sto
 use crate::support::{RandomSource, chain, packed, small_config};
 use crate::{dequantized, files};
 
-/// Every other head of q and k at four bits, so that each head is a segment; the feed-forward at four bits.
+/// Every other head of q at four bits, so that each head is a segment; two of the feed-forward's matrices at four bits.
 fn mixed_table(model: &ModelConfig) -> Vec<TensorEntry> {
+    use LayerTensor::{AttnQ, FfnDown, FfnUp};
     let entry = |name: TensorName| {
         let (rows, cols) = model.shape(name);
         let whole = |precision| vec![SegmentEntry { first_row: 0, rows, precision }];
@@ -22,11 +23,14 @@ fn mixed_table(model: &ModelConfig) -> Vec<TensorEntry> {
             rows: model.head_dim,
             precision: if head.is_multiple_of(2) { Precision::W4 } else { Precision::W8 },
         };
-        let segments = match name {
-            name if !name.is_linear() => whole(Precision::F32),
-            TensorName::Layer(_, LayerTensor::AttnQ) => (0..model.heads).map(head).collect(),
-            TensorName::Layer(_, LayerTensor::FfnUp | LayerTensor::FfnDown) => whole(Precision::W4),
-            _ => whole(Precision::W8),
+        let segments = if !name.is_linear() {
+            whole(Precision::F32)
+        } else if matches!(name, TensorName::Layer(_, AttnQ)) {
+            (0..model.heads).map(head).collect()
+        } else if matches!(name, TensorName::Layer(_, FfnUp | FfnDown)) {
+            whole(Precision::W4)
+        } else {
+            whole(Precision::W8)
         };
         TensorEntry { name, rows, cols, segments }
     };
