@@ -222,3 +222,97 @@ impl Answer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOCABULARY: usize = 100;
+
+    fn set() -> ProbeSet {
+        let recording = |token| Recording { tokens: vec![token], logits: vec![Digest::of(b"logits")] };
+        let probe = |name: &str, topic, answer| Probe {
+            name: name.to_owned(),
+            topic,
+            text: "1 + 1 =".to_owned(),
+            prompt: vec![1, 2, 3],
+            f16: recording(4),
+            int8: recording(5),
+            answer,
+        };
+        let answer = |reference, f16, int8| Some(Answer { text: " 2".to_owned(), reference, f16, int8 });
+        ProbeSet {
+            vocabulary: VOCABULARY,
+            probes: vec![
+                probe("kept", Topic::Arithmetic, answer(Some(true), true, true)),
+                probe("lost", Topic::Logic, answer(Some(true), false, true)),
+                probe("gained", Topic::Code, answer(Some(false), true, false)),
+                probe("unmeasured", Topic::Code, answer(None, true, false)),
+                probe("open", Topic::Text, None),
+            ],
+        }
+    }
+
+    fn fault(edit: impl FnOnce(&mut ProbeSet)) -> String {
+        let mut set = set();
+        edit(&mut set);
+        ProbeSet::parse(&set.to_json(), VOCABULARY).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(ProbeSet::parse(&set().to_json(), VOCABULARY).unwrap(), set());
+    }
+
+    #[test]
+    fn answers_are_counted_for_each_type_of_cache() {
+        let f16 = Answers { asked: 4, reference: 2, packed: 3, lost: 1, gained: 1 };
+        assert_eq!(set().answers(KvType::F16), f16);
+        assert_eq!(set().answers(KvType::Int8), Answers { packed: 2, lost: 0, gained: 0, ..f16 });
+        assert_eq!(set().lost(KvType::F16).collect::<Vec<_>>(), ["lost"]);
+        assert_eq!(set().lost(KvType::Int8).count(), 0);
+    }
+
+    #[test]
+    fn documents_that_break_a_rule_are_refused_by_name() {
+        let cases: [(&str, fn(&mut ProbeSet)); 10] = [
+            ("two probes are called \"kept\"", |set| set.probes[1].name = "kept".to_owned()),
+            ("\"open\" has no prompt", |set| set.probes[4].prompt.clear()),
+            ("\"open\" has no prompt", |set| set.probes[4].prompt = vec![0; MAX_PROMPT + 1]),
+            ("no answer of 1 to 64 tokens for int8", |set| set.probes[0].int8.tokens.clear()),
+            ("no answer of 1 to 64 tokens for f16", |set| set.probes[0].f16.tokens = vec![0; MAX_ANSWER + 1]),
+            ("not one digest for each token", |set| set.probes[0].f16.tokens.push(1)),
+            ("bytes of text", |set| set.probes[2].text = "x".repeat(MAX_TEXT + 1)),
+            ("257 probes", |set| set.probes = vec![set.probes[0].clone(); MAX_PROBES + 1]),
+            ("token 100, outside the vocabulary of 100", |set| set.probes[3].prompt[1] = 100),
+            ("logits of 101 tokens where the model has 100", |set| set.vocabulary = 101),
+        ];
+        for (expected, edit) in cases {
+            let fault = fault(edit);
+            assert!(fault.contains(expected) && fault.contains("pack"), "{expected}: {fault}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_document_is_refused() {
+        let good = String::from_utf8(set().to_json()).unwrap();
+        let hostile = [
+            String::new(),
+            "null".to_owned(),
+            "[".repeat(100_000),
+            good[..good.len() / 2].to_owned(),
+            good.replace("\"vocabulary\":100", "\"vocabulary\":1e9"),
+            good.replace("\"prompt\":[1,", "\"prompt\":[-1,"),
+            good.replace("\"prompt\":[1,", "\"prompt\":[4294967296,"),
+            good.replace("\"topic\":\"logic\"", "\"topic\":\"magic\""),
+            good.replace("sha256:", "md5:"),
+            good.replacen("\"probes\"", "\"more\":1,\"probes\"", 1),
+            good.replace("\"reference\":true", "\"reference\":\"yes\""),
+        ];
+        for document in hostile {
+            let refused = ProbeSet::parse(document.as_bytes(), VOCABULARY);
+            assert!(matches!(refused, Err(ProbeError::Document(_))), "{document:.80}: {refused:?}");
+        }
+        assert!(ProbeSet::parse(&[0xff, 0xfe], VOCABULARY).is_err());
+    }
+}

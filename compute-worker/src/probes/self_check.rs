@@ -4,7 +4,7 @@ use rookery_model::bundle::Bundle;
 use rookery_model::pack::PACKER_VERSION;
 
 use super::replay::replay_on;
-use super::{Mismatch, ProbeError, ProbeSet, Replay, SelfCheck};
+use super::{Mismatch, Probe, ProbeError, ProbeSet, Replay, SelfCheck};
 use crate::backend::{Backend, CpuBackend};
 use crate::engine::EngineCore;
 
@@ -28,6 +28,19 @@ pub enum SelfCheckError {
         /// Why.
         #[source]
         source: ProbeError,
+    },
+    /// The tokenizer reads a prompt differently.
+    #[error(
+        "self-check of model {model:?} failed: probe {probe:?} has other tokens than when it was recorded; {advice}; \
+         engine.self-check = \"off\" serves it nevertheless"
+    )]
+    Tokenizer {
+        /// Name of the model.
+        model: String,
+        /// Name of the probe.
+        probe: String,
+        /// What to do.
+        advice: String,
     },
     /// An answer differs.
     #[error(
@@ -71,6 +84,11 @@ pub fn self_check(
     let Some(set) = ProbeSet::of(bundle).map_err(failed)? else {
         return skipped("the bundle carries no probes; pack the model again to have them recorded");
     };
+    let encodes =
+        |probe: &&Probe| core.tokenizer().encode_text(&probe.text).is_ok_and(|ids| ids == probe.prompt);
+    if let Some(probe) = set.probes.iter().find(|probe| !encodes(probe)) {
+        return Err(SelfCheckError::Tokenizer { model, probe: probe.name.clone(), advice: advice(bundle) });
+    }
     let replay = super::replay(core, &set, extent).map_err(failed)?;
     let Some(mismatch) = replay.differing.first() else {
         if replay.positions == 0 {
@@ -93,7 +111,6 @@ pub fn self_check(
 
 /// What a mismatch comes from, as far as can be told from here.
 fn culprit(core: &mut EngineCore, bundle: &Bundle, set: &ProbeSet, extent: SelfCheck) -> String {
-    let packer = &bundle.info().config.packer_version;
     let mut cpu = CpuBackend::new(core.forward.kernels());
     if core.backend.name() != cpu.name()
         && let Ok(replay) = replay_on(&mut core.forward, &mut cpu, set, extent)
@@ -103,6 +120,12 @@ fn culprit(core: &mut EngineCore, bundle: &Bundle, set: &ProbeSet, extent: SelfC
                 \"cpu\", and look at `rookery npu compare`"
             .to_owned();
     }
+    advice(bundle)
+}
+
+/// What to do where no accelerator is at fault.
+fn advice(bundle: &Bundle) -> String {
+    let packer = &bundle.info().config.packer_version;
     if packer != PACKER_VERSION {
         return format!(
             "the model was packed by version {packer} and this is {PACKER_VERSION}: run that version, or pack it again"

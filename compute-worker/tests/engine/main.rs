@@ -7,6 +7,7 @@ mod lifecycle;
 mod npu;
 mod npu_faults;
 mod outcomes;
+mod probes;
 mod quantised;
 mod support;
 mod threaded;
