@@ -198,3 +198,20 @@ fn sizes_decide_what_is_said() {
     let none = said(|config| (config.hidden, config.head_dim, config.tied_head) = (23 * 8, 16, true));
     assert_eq!(none, ("R2 = H16, online H16".to_owned(), true), "the head stays tied");
 }
+
+#[test]
+fn the_bytes_of_rotated_models_are_fixed() {
+    let source = fixture("qwen2.gguf");
+    let hash = |threads| {
+        let mut rotated = RotatedSource::new(source.as_ref(), RotateOptions::default()).unwrap();
+        rotated.threads = threads;
+        let names = rotated.config().tensor_names();
+        let values = names.into_iter().flat_map(|name| rotated.tensor(name).unwrap());
+        // FNV-1a over words.
+        values.fold(0xCBF2_9CE4_8422_2325u64, |hash, value| {
+            (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01B3)
+        })
+    };
+    assert_eq!(hash(1), hash(3));
+    assert_eq!(hash(1), 0xE402_F245_2302_D67B, "packed models would no longer be what they were");
+}
