@@ -5,6 +5,7 @@
 //! ```
 //! ROWS sequences (1) of CONTEXT tokens (512) decode side by side, STEPS steps (200) of each kind, on THREADS threads (all).
 //! The bundle may be any: the transform is switched on whether its weights have the inverse or not, which costs the same.
+#![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::time::{Duration, Instant};
 

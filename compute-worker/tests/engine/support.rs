@@ -101,10 +101,11 @@ fn segments(name: TensorName, rows: usize, head_dim: usize) -> Vec<SegmentEntry>
         let precision = if name.is_linear() { Precision::W8 } else { Precision::F32 };
         return vec![SegmentEntry { first_row: 0, rows, precision }];
     };
-    let step = match tensor {
-        LayerTensor::AttnQ | LayerTensor::AttnK | LayerTensor::AttnV => head_dim,
-        LayerTensor::FfnUp => 80,
-        _ => rows,
+    let by_head = [LayerTensor::AttnQ, LayerTensor::AttnK, LayerTensor::AttnV].contains(&tensor);
+    let step = match by_head {
+        true => head_dim,
+        false if tensor == LayerTensor::FfnUp => 80,
+        false => rows,
     };
     let precision = |part: usize| match (name.is_linear(), (layer + part).is_multiple_of(2)) {
         (false, _) => Precision::F32,
