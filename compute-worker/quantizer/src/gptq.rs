@@ -33,6 +33,8 @@ pub struct Rounded {
     pub scales: Vec<f32>,
     /// tr(E·H·Eᵀ) / tr(W·H·Wᵀ): the share of the outputs' energy on the calibration tokens that is error.
     pub error: f64,
+    /// `[rows]`: e·H·eᵀ of each row's errors, the part of tr(E·H·Eᵀ) that it has.
+    pub losses: Vec<f64>,
 }
 
 /// How much is done beyond one pass over the columns.
@@ -122,7 +124,7 @@ fn nearest(
     let [_, cols] = shape;
     let groups = cols.div_ceil(W4_GROUP);
     rounded.values.resize(weights.len(), 0);
-    let (mut wrong, mut whole) = (0.0, 0.0);
+    let mut whole = 0.0;
     for (row, (weights, values)) in
         weights.chunks_exact(cols).zip(rounded.values.chunks_exact_mut(cols)).enumerate()
     {
@@ -132,10 +134,11 @@ fn nearest(
             let nearest = range.nearest(weight * scales::inverse(step));
             *value = nearest as i8;
             let matters = importance.map_or(1.0, |importance| f64::from(importance[col]));
-            wrong += f64::from(weight - nearest * step).powi(2) * matters;
+            rounded.losses[row] += f64::from(weight - nearest * step).powi(2) * matters;
             whole += f64::from(*weight).powi(2) * matters;
         }
     }
+    let wrong: f64 = rounded.losses.iter().sum();
     rounded.error = if whole > 0.0 { wrong / whole } else { 0.0 };
     rounded
 }
@@ -168,7 +171,7 @@ fn scaled(
     });
     let multipliers = found.chunks_exact(width).flat_map(|row| row[1..].iter().map(|&m| m as u8)).collect();
     let scales = found.chunks_exact(width).map(|row| row[0]).collect();
-    Rounded { values: Vec::new(), multipliers, scales, error: 0.0 }
+    Rounded { values: Vec::new(), multipliers, scales, error: 0.0, losses: vec![0.0; rows] }
 }
 
 #[cfg(test)]

@@ -77,4 +77,4 @@ pub(crate) fn blocks(n: usize) -> impl DoubleEndedIterator<Item = std::ops::Rang
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -134,7 +134,8 @@ impl<'a> Pass<'a> {
     pub(super) fn refit(mut self) -> Rounded {
         let energies = self.energies();
         let (mut wrong, mut whole) = (0.0, 0.0);
-        for (energy, scale) in energies.iter().zip(&mut self.rounded.scales) {
+        let rows = self.rounded.scales.iter_mut().zip(&mut self.rounded.losses);
+        for (energy, (scale, loss)) in energies.iter().zip(rows) {
             let Energy { errors, both, weights } = *energy;
             let along = weights - both;
             let ratio = (weights / along) as f32;
@@ -142,7 +143,8 @@ impl<'a> Pass<'a> {
             let ratio = if ratio > 0.8 && ratio < 1.25 { ratio } else { 1.0 };
             *scale *= ratio;
             let ratio = f64::from(ratio);
-            wrong += weights - 2.0 * ratio * along + ratio * ratio * (along - both + errors);
+            *loss = (weights - 2.0 * ratio * along + ratio * ratio * (along - both + errors)).max(0.0);
+            wrong += *loss;
             whole += weights;
         }
         self.rounded.error = if whole > 0.0 { wrong / whole } else { 0.0 };
