@@ -159,11 +159,13 @@ fn header(metadata: &[(String, Value)], tensors: &[TensorPlan]) -> Vec<u8> {
 }
 
 fn encode(storage: StorageType, values: &[f32]) -> Vec<u8> {
-    match storage {
-        StorageType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-        StorageType::Q8_0 => values.chunks(Q8_BLOCK).flat_map(q8_block).collect(),
-        // Everything else was refused.
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    if storage == StorageType::F16 {
+        values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect()
+    } else if storage == StorageType::Q8_0 {
+        values.chunks(Q8_BLOCK).flat_map(q8_block).collect()
+    } else {
+        // All but these two and F32 were refused.
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 }
 
