@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rookery_model::bundle::Progress;
-use rookery_model::pack::{ExistingTarget, PACKER_VERSION, PackOptions, Recipe};
+use rookery_model::pack::PACKER_VERSION;
 use rookery_proto::v1::generate_request::Input;
 use rookery_proto::v1::generate_response::Event;
 use rookery_proto::v1::{Chat, ChatMessage, GenerateRequest, SamplingParams};
+use rookery_quantizer::pack::QuantizeOptions;
+use rookery_quantizer::recipe::Recipe;
 
 use crate::cache::{Cache, Lock};
 use crate::client;
@@ -80,15 +82,14 @@ fn packed(
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<PathBuf, Failure> {
-    let recipe = Recipe::W8;
-    let key = digest::of_text(&format!("{} {recipe} {}", model.sha256, PACKER_VERSION));
-    let bundle = cache.bundles().join(format!("{}-{recipe}-{}", model.name, &key[..12]));
+    let recipe = Recipe::default();
+    let label = recipe.label();
+    let key = digest::of_text(&format!("{} rotated {label} {}", model.sha256, PACKER_VERSION));
+    let bundle = cache.bundles().join(format!("{}-{label}-{}", model.name, &key[..12]));
     let waiting = || output::note("another run is packing the demo model, waiting for it");
     let _lock = Lock::acquire(&bundle, waiting).or_fail(|| "could not lock the cache".to_owned())?;
     if !bundle.exists() {
-        let options =
-            PackOptions { name: model.name.clone(), recipe, threads: 0, existing: ExistingTarget::Refuse };
-        pack_model(file, &options, &bundle, progress)?;
+        pack_model(file, &QuantizeOptions::new(&model.name, recipe), &bundle, progress)?;
     }
     Ok(bundle)
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use rookery_model::bundle::{Bundle, BundleInfo, Precision};
+use rookery_model::bundle::{Bundle, BundleInfo, Precision, QUANTIZATION_TYPE};
 use rookery_model::config::ModelConfig;
 use rookery_model::gguf::{GgufFile, Value};
+use rookery_quantizer::pack::Quantization;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::error::{Failure, OrFail};
@@ -17,6 +19,7 @@ use crate::output::{self, Table};
 #[command(after_help = "Examples:
   rookery inspect qwen-w8
   rookery inspect model.gguf --tensors
+  rookery inspect qwen-mixed --units
   rookery inspect qwen-w8 --json | jq .digest")]
 pub struct InspectArgs {
     /// A bundle folder or a .gguf file.
@@ -24,7 +27,10 @@ pub struct InspectArgs {
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
-    /// Write JSON, tensors included.
+    /// List what a mixed bundle could choose: bytes and divergence of every matrix and attention head, and what it got.
+    #[arg(long, conflicts_with = "tensors")]
+    units: bool,
+    /// Write JSON, tensors and units included.
     #[arg(long)]
     json: bool,
 }
@@ -51,8 +57,9 @@ fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> Result<(), F
 
 fn bundle(args: &InspectArgs) -> Result<(), Failure> {
     let info = Bundle::inspect(&args.path).or_fail(unreadable(&args.path))?;
+    let quantization = quantization(&args.path)?;
     if args.json {
-        return output::json(&info);
+        return output::json(&WithQuantization { info: &info, quantization: quantization.as_ref() });
     }
     let config = &info.config;
     facts([
@@ -65,6 +72,9 @@ fn bundle(args: &InspectArgs) -> Result<(), Failure> {
         ("parameters", output::grouped(config.parameters)),
     ])?;
     model_facts(&config.model)?;
+    if let Some(quantization) = &quantization {
+        quantization_facts(quantization)?;
+    }
     if let Some(quality) = &config.quality {
         facts([(
             "quality",
@@ -78,7 +88,99 @@ fn bundle(args: &InspectArgs) -> Result<(), Failure> {
         )])?;
     }
     output::line("")?;
-    if args.tensors { bundle_tensors(&info) } else { bundle_blobs(&info) }
+    match quantization {
+        Some(quantization) if args.units => units(&quantization),
+        None if args.units => {
+            Err(Failure::new(format!("{} does not say how it was quantised", args.path.display()))
+                .hint("pack the model again"))
+        }
+        _ if args.tensors => bundle_tensors(&info),
+        _ => bundle_blobs(&info),
+    }
+}
+
+/// A bundle's facts as JSON.
+#[derive(Serialize)]
+struct WithQuantization<'a> {
+    #[serde(flatten)]
+    info: &'a BundleInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantization: Option<&'a Quantization>,
+}
+
+/// What the bundle says was done to it.
+fn quantization(path: &Path) -> Result<Option<Quantization>, Failure> {
+    let document = Bundle::read_document(path, QUANTIZATION_TYPE).or_fail(unreadable(path))?;
+    document.map(|json| Quantization::parse(&json).or_fail(unreadable(path))).transpose()
+}
+
+fn quantization_facts(quantization: &Quantization) -> Result<(), Failure> {
+    let Quantization { rotation, calibration, sensitivity, .. } = quantization;
+    let mut rows = vec![
+        ("block bits", format!("{:.3} per weight", quantization.body_bits)),
+        ("rotations", rotation.description.clone()),
+    ];
+    if quantization.untied_head {
+        rows.push((
+            "untied",
+            "the head is no longer the embedding: rotation folds the last norm into it".to_owned(),
+        ));
+    }
+    if let Some(budget) = quantization.budget {
+        rows.push(("budget", budget.to_string()));
+    }
+    if !quantization.pins.is_empty() {
+        let pins: Vec<String> = quantization.pins.iter().map(ToString::to_string).collect();
+        rows.push(("pins", pins.join(" ")));
+    }
+    if let Some(text) = calibration {
+        let whose = if text.built_in { "built-in text" } else { "given text" };
+        let tokens = output::grouped(text.tokens as u64);
+        rows.push((
+            "calibration",
+            format!("{tokens} tokens in sequences of {}, {whose} ({})", text.sequence, text.digest),
+        ));
+    }
+    if let Some(measured) = sensitivity {
+        let positions = output::grouped(measured.positions as u64);
+        rows.push((
+            "sensitivity",
+            format!("{positions} positions of {} tokens", output::grouped(measured.tokens as u64)),
+        ));
+    }
+    if let Some(kl) = quantization.predicted_kl {
+        let kept = quantization.units.iter().filter(|unit| unit.precision == Precision::W8).count();
+        let all = quantization.units.len();
+        rows.push((
+            "choice",
+            format!("{kept} of {all} units at w8, predicted divergence {kl:.5} nats beyond all-w8's"),
+        ));
+    }
+    facts(rows)
+}
+
+/// What could be chosen, as a table.
+fn units(quantization: &Quantization) -> Result<(), Failure> {
+    if quantization.units.is_empty() {
+        return output::line("nothing was chosen: every tensor has the precision that the recipe gives it");
+    }
+    let mut table = Table::new(&["TENSOR", ">ROWS", ">W8", ">W4", ">KL AT W4", ">KL PER MB", "CHOICE"]);
+    for unit in &quantization.units {
+        let saved = unit.w8_bytes.saturating_sub(unit.w4_bytes).max(1) as f64 / 1e6;
+        let share = if unit.shared { "~" } else { "" };
+        table.row([
+            unit.tensor.to_string(),
+            format!("{}–{}", unit.first_row, unit.first_row + unit.rows - 1),
+            output::bytes(unit.w8_bytes),
+            output::bytes(unit.w4_bytes),
+            format!("{share}{:.6}", unit.kl),
+            format!("{:.6}", unit.kl / saved),
+            unit.precision.to_string(),
+        ]);
+    }
+    output::write(&table.render())?;
+    let shared = quantization.units.iter().any(|unit| unit.shared);
+    if shared { output::line("~ shared out of its matrix's divergence by rounding errors") } else { Ok(()) }
 }
 
 fn model_facts(model: &ModelConfig) -> Result<(), Failure> {

@@ -123,14 +123,18 @@ pub fn pack(
     draft.document(QUANTIZATION_TYPE, record::TITLE, &quantization.to_json())?;
     let mut answers = None;
     if options.probes {
-        progress.start("recording probes", 0);
         let bundle = draft.open(&config, &rotated)?;
+        progress.start("recording probes", bundle.weight_bytes());
         let engine = EngineConfig { threads, ..EngineConfig::default() };
         let set = probes::record(&bundle, source, &engine, options.max_lost_probes)?;
         draft.document(PROBES_TYPE, recorded::TITLE, &set.to_json())?;
         answers = Some(set.answers(KvType::F16));
+        progress.advance(bundle.weight_bytes());
         progress.finish();
     }
     let bundle = draft.publish(&config, &rotated)?;
     Ok(PackReport { bundle, quantization, answers })
 }
+
+#[cfg(test)]
+mod tests;

@@ -296,7 +296,10 @@ impl Recipe {
         match self.bits {
             Bits::W8 => "w8".to_owned(),
             Bits::W4 => "w4".to_owned(),
-            Bits::Mixed => format!("mixed-{}", self.budget()),
+            Bits::Mixed => match self.budget() {
+                Budget::BodyBits(bits) => format!("mixed-{bits}bits"),
+                Budget::WeightBytes(bytes) => format!("mixed-{:.2}GB", bytes as f64 / 1e9),
+            },
         }
     }
 }
