@@ -9,6 +9,8 @@
 //! easy, and an answer that wavers in f32 counts as one that was not known.
 
 mod prompts;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
