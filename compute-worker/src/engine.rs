@@ -45,3 +45,4 @@ pub use request::{
     Delta, Event, FinishReason, Finished, PositionLogprobs, Request, Sampling, Stop, Timings, TokenLogprob,
     Usage,
 };
+pub(crate) use telemetry::self_checked;

@@ -137,6 +137,8 @@ pub mod metric {
     pub const QUEUE_REQUESTS: &str = "rookery.queue.requests";
     /// Gauge, tokens that those which wait have to read: prompts, and after preemption the answers so far too.
     pub const QUEUE_TOKENS: &str = "rookery.queue.tokens";
+    /// Histogram, seconds: replaying a model's probes before it is served.
+    pub const SELF_CHECK_DURATION: &str = "rookery.engine.self_check.duration";
     /// Counter, steps of engines.
     pub const STEPS: &str = "rookery.engine.steps";
     /// Counter, how often generations lost their cache blocks to others.

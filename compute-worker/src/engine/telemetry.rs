@@ -151,6 +151,13 @@ impl Instruments {
     }
 }
 
+/// The probes of `model` were replayed before it is served.
+pub(crate) fn self_checked(model: &str, took: Duration) {
+    let meter = opentelemetry::global::meter("rookery-compute-worker");
+    let histogram = meter.f64_histogram(metric::SELF_CHECK_DURATION).with_unit("s").build();
+    histogram.record(took.as_secs_f64(), &[KeyValue::new(attribute::RESPONSE_MODEL, model.to_owned())]);
+}
+
 /// A span for what an accelerator does in one step: child of the phase of the step's first generation, linked to the phases
 /// of the others.
 pub(crate) fn step_span<'s>(mut phases: impl Iterator<Item = &'s Span>) -> Span {

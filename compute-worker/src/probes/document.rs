@@ -275,7 +275,8 @@ mod tests {
 
     #[test]
     fn documents_that_break_a_rule_are_refused_by_name() {
-        let cases: [(&str, fn(&mut ProbeSet)); 10] = [
+        type Edit = fn(&mut ProbeSet);
+        let cases: [(&str, Edit); 10] = [
             ("two probes are called \"kept\"", |set| set.probes[1].name = "kept".to_owned()),
             ("\"open\" has no prompt", |set| set.probes[4].prompt.clear()),
             ("\"open\" has no prompt", |set| set.probes[4].prompt = vec![0; MAX_PROMPT + 1]),

@@ -6,7 +6,7 @@ use rookery_model::pack::PACKER_VERSION;
 use super::replay::replay_on;
 use super::{Mismatch, Probe, ProbeError, ProbeSet, Replay, SelfCheck};
 use crate::backend::{Backend, CpuBackend};
-use crate::engine::EngineCore;
+use crate::engine::{EngineCore, self_checked};
 
 /// What became of a check that did not fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,7 @@ pub fn self_check(
         return Err(SelfCheckError::Tokenizer { model, probe: probe.name.clone(), advice: advice(bundle) });
     }
     let replay = super::replay(core, &set, extent).map_err(failed)?;
+    self_checked(&model, replay.elapsed);
     let Some(mismatch) = replay.differing.first() else {
         if replay.positions == 0 {
             return skipped("no probe fits the context");

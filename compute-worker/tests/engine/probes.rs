@@ -65,7 +65,7 @@ fn with_probes(model: &str, bundle: &Bundle, json: &[u8]) -> (Arc<Bundle>, TempD
     let out = folder.path().join("bundle");
     let mut draft = Draft::create(&out, ExistingTarget::Refuse, "probes").unwrap();
     let config = &bundle.info().config;
-    config.parts().into_iter().for_each(|part| draft.copy_part(bundle, part).unwrap());
+    config.parts().for_each(|part| draft.copy_part(bundle, part).unwrap());
     draft.document(PROBES_TYPE, TITLE, json).unwrap();
     draft.publish(config, source(model).as_ref()).unwrap();
     (Bundle::open(&out, &NoProgress).unwrap(), folder)

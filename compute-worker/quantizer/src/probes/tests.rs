@@ -168,7 +168,7 @@ fn with_probes(bundle: &Bundle, source: &dyn ModelSource, set: &ProbeSet) -> (Ar
     let out = folder.path().join("bundle");
     let mut draft = Draft::create(&out, ExistingTarget::Refuse, "probes").unwrap();
     let config = &bundle.info().config;
-    config.parts().into_iter().for_each(|part: Part| draft.copy_part(bundle, part).unwrap());
+    config.parts().for_each(|part: Part| draft.copy_part(bundle, part).unwrap());
     draft.document(rookery_model::bundle::PROBES_TYPE, recorded::TITLE, &set.to_json()).unwrap();
     draft.publish(config, source).unwrap();
     (Bundle::open(&out, &NoProgress).unwrap(), folder)
