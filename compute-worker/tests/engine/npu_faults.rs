@@ -139,9 +139,12 @@ fn check(seed: u64, expected: &[Trace; 2]) -> (bool, u64) {
         assert!(health.quarantined_jobs <= device.domains().len().min(3), "{what}: {health:?}");
     }
     drop(device);
-    let usage = simulation.usage();
-    if revived {
-        assert_eq!((usage.buffers, usage.files, usage.jobs), (0, 0, 0), "{what}: {usage:?}");
+    // A simulated core lets go of a job a moment after it has told of its end.
+    let left =
+        || Some(simulation.usage()).filter(|usage| (usage.buffers, usage.files, usage.jobs) != (0, 0, 0));
+    while revived && let Some(usage) = left() {
+        assert!(began.elapsed() < PATIENCE, "{what}: {usage:?}");
+        std::thread::yield_now();
     }
     (true, simulation.faults().total())
 }
