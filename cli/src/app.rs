@@ -9,7 +9,9 @@ use clap::error::ErrorKind;
 use tokio::runtime::Runtime;
 
 use crate::args::{Cli, Command, GlobalArgs};
-use crate::commands::{bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, pull, up, worker};
+use crate::commands::{
+    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, prune, pull, up, worker,
+};
 use crate::config::{Config, Flags};
 use crate::error::{Exit, Failure, OrFail};
 use crate::output;
@@ -103,6 +105,7 @@ fn dispatch(
         Command::Up(args) => runtime.block_on(up::run(args, &config, global.for_children())),
         Command::Pull(args) => pull::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args, &config),
         Command::Generate(args) => runtime.block_on(generate::run(args)),

@@ -16,6 +16,7 @@ use crate::commands::models::ModelsArgs;
 use crate::commands::npu::NpuArgs;
 use crate::commands::pack::PackArgs;
 use crate::commands::plan::PlanArgs;
+use crate::commands::prune::PruneArgs;
 use crate::commands::pull::PullArgs;
 use crate::commands::up::UpArgs;
 use crate::commands::worker::WorkerArgs;
@@ -116,6 +117,8 @@ pub enum Command {
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Pack(PackArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Prune(PruneArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Inspect(InspectArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Eval(EvalArgs),
@@ -143,6 +146,7 @@ impl Command {
             Command::Up(_) => "up",
             Command::Pull(_) => "pull",
             Command::Pack(_) => "pack",
+            Command::Prune(_) => "prune",
             Command::Inspect(_) => "inspect",
             Command::Eval(_) => "eval",
             Command::Generate(_) => "generate",
@@ -167,6 +171,7 @@ impl Command {
             | Command::Up(_)
             | Command::Pull(_)
             | Command::Pack(_)
+            | Command::Prune(_)
             | Command::Inspect(_)
             | Command::Generate(_)
             | Command::Models(_)

@@ -10,6 +10,7 @@ pub mod models;
 pub mod npu;
 pub mod pack;
 pub mod plan;
+pub mod prune;
 pub mod pull;
 pub mod up;
 pub mod worker;

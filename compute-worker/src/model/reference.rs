@@ -85,7 +85,7 @@ impl<'a> Reference<'a> {
         let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
         for layer in 0..self.source.config().layers {
             self.attention(layer, &lengths, &mut x)?;
-            self.feed_forward(layer, &mut x)?;
+            self.feed_forward(layer, &mut x, &mut |_| {})?;
         }
         self.head(&lengths, &x, each)
     }
@@ -94,7 +94,12 @@ impl<'a> Reference<'a> {
         self.source.config()
     }
 
-    fn embed(&self, sequences: &[&[u32]]) -> Result<Vec<f32>, ReferenceError> {
+    /// The residual stream before the first layer, `[T][hidden]`, sequence after sequence. With [`Reference::attention`]
+    /// and [`Reference::feed_forward`], for those who look at what happens between layers.
+    ///
+    /// # Errors
+    /// When the embedding cannot be read or a token is outside the vocabulary.
+    pub fn embed(&self, sequences: &[&[u32]]) -> Result<Vec<f32>, ReferenceError> {
         let (vocabulary, hidden) = (self.config().vocab, self.config().hidden);
         let mut x = Vec::new();
         for (sequence, tokens) in sequences.iter().enumerate() {
@@ -148,7 +153,14 @@ impl<'a> Reference<'a> {
         Ok(())
     }
 
-    fn attention(&self, layer: usize, lengths: &[usize], x: &mut [f32]) -> Result<(), ReferenceError> {
+    /// Adds the attention of `layer` to the stream `x`, `[T][hidden]`, whose sequences are `lengths` tokens long.
+    ///
+    /// # Errors
+    /// When a weight cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such layer, or `x` is of another number of tokens.
+    pub fn attention(&self, layer: usize, lengths: &[usize], x: &mut [f32]) -> Result<(), ReferenceError> {
         let config = self.config();
         let mut normed = x.to_vec();
         self.norm(TensorName::Layer(layer, LayerTensor::AttnNorm), &mut normed)?;
@@ -169,7 +181,20 @@ impl<'a> Reference<'a> {
         Ok(())
     }
 
-    fn feed_forward(&self, layer: usize, x: &mut [f32]) -> Result<(), ReferenceError> {
+    /// Adds the feed-forward of `layer` to the stream `x`, `[T][hidden]`. `watch` sees the inputs of its down projection,
+    /// `[tokens][ffn]`, of some tokens after the other.
+    ///
+    /// # Errors
+    /// When a weight cannot be read.
+    ///
+    /// # Panics
+    /// When there is no such layer.
+    pub fn feed_forward(
+        &self,
+        layer: usize,
+        x: &mut [f32],
+        watch: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), ReferenceError> {
         let (hidden, ffn) = (self.config().hidden, self.config().ffn);
         let mut normed = x.to_vec();
         self.norm(TensorName::Layer(layer, LayerTensor::FfnNorm), &mut normed)?;
@@ -191,6 +216,7 @@ impl<'a> Reference<'a> {
                     rows.chunks_exact_mut(block).for_each(walsh_hadamard);
                 }
             });
+            watch(&gated);
             let mut out = vec![0.0; tokens * hidden];
             linear(&gated, &down, &mut out, hidden, 0, self.threads);
             x.iter_mut().zip(&out).for_each(|(x, out)| *x += out);
