@@ -18,7 +18,7 @@ impl Case {
     }
 
     fn feedback(&self, compute: &Compute) -> Feedback {
-        Feedback::factor(compute, self.hessian.clone(), 0.01).unwrap()
+        Feedback::factor(compute, Hessian { tokens: 0, ..self.hessian.clone() }, 0.01).unwrap()
     }
 
     fn round(&self, compute: &Compute, range: Range, sweeps: usize) -> Rounded {

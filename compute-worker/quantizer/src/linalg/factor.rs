@@ -15,6 +15,11 @@ use rookery_kernels::Gemm;
 
 use super::{BLOCK, Compute, Hessian, LinalgError, blocks};
 
+/// Damping for second moments of few tokens, times inputs over tokens. What is rounded to fit the noise of few tokens is
+/// worse on others: on 12,288 tokens of other text (demo model, seven matrices of five layers, 2,048 to 14,336 tokens of
+/// calibration) the best damping was 0.3 to 1.4 times inputs/tokens, and flat around it. Down projections (4,864 inputs,
+/// 8,192 tokens) have a relative error of 0.0077 there with a damping of 0.01, and of 0.0057 with this; plain rounding 0.0083.
+const SHRINKAGE: f32 = 0.7;
 /// Damping is raised by this factor until the factorisation succeeds …
 const RAISE: f32 = 10.0;
 /// … but not beyond this share of the mean diagonal.
@@ -63,13 +68,16 @@ impl GroupFactors {
 }
 
 impl Feedback {
-    /// Factors `h` with `damp` times its mean diagonal added to the diagonal, or more where that is not enough.
+    /// Factors `h` with `damp` times its mean diagonal added to the diagonal, or more where its tokens are few for its inputs
+    /// (0.7 · inputs / tokens) or that is not enough to factor it.
     ///
     /// # Errors
     /// When the matrix is not positive definite with its whole mean added either, is not finite, or is zero.
     pub fn factor(compute: &Compute, h: Hessian, damp: f32) -> Result<Self, LinalgError> {
+        let few = if h.tokens > 0 { SHRINKAGE * h.n as f32 / h.tokens as f32 } else { 0.0 };
         let (mut this, mean) = Self::new(h)?;
-        this.damping = damp.max(0.0);
+        this.damping = damp.max(few);
+        let most = this.damping.max(MOST_DAMPING);
         loop {
             this.lambda = this.damping * mean;
             match this.decompose(compute, f64::from(mean) * LEAST_PIVOT) {
@@ -77,10 +85,10 @@ impl Feedback {
                     this.groups = this.factor_groups(compute);
                     return Ok(this);
                 }
-                Err(at) if this.damping >= MOST_DAMPING => {
+                Err(at) if this.damping >= most => {
                     return Err(LinalgError::NotPositive { n: this.n, at, damping: this.damping });
                 }
-                Err(_) => this.damping = (this.damping * RAISE).clamp(LEAST_DAMPING, MOST_DAMPING),
+                Err(_) => this.damping = (this.damping * RAISE).clamp(LEAST_DAMPING, most),
             }
         }
     }

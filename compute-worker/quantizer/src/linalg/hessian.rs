@@ -16,7 +16,7 @@ pub struct Hessian {
     pub n: usize,
     /// `[n][n]`, symmetric.
     pub values: Vec<f32>,
-    /// Rows of activations that were added up.
+    /// Rows of activations that were added up; 0 where that says nothing.
     pub tokens: usize,
 }
 

@@ -94,7 +94,7 @@ fn factors_are_those_of_exact_arithmetic() {
     for n in [1, 2, 31, 128, 129, 300] {
         let h = Hessian::of(&compute, &activations(&mut random, 2 * n + 8, n));
         let damping = 0.01;
-        let factors = Feedback::factor(&compute, h.clone(), damping).unwrap();
+        let factors = Feedback::factor(&compute, Hessian { tokens: 0, ..h.clone() }, damping).unwrap();
         assert_eq!(factors.damping(), damping);
         assert_eq!(factors.importance(), h.diagonal());
         let mut damped: Vec<f64> = h.values.iter().map(|&v| f64::from(v)).collect();
@@ -141,6 +141,9 @@ fn damping_is_raised_where_it_is_not_enough() {
     let compute = Compute::new(1);
     // Fewer tokens than inputs: singular.
     let h = Hessian::of(&compute, &activations(&mut random, 20, 150));
+    let few = Feedback::factor(&compute, h.clone(), 0.01).unwrap();
+    assert_eq!(few.damping(), 0.7 * 150.0 / 20.0);
+    let h = Hessian { tokens: 0, ..h };
     let factors = Feedback::factor(&compute, h.clone(), 0.0).unwrap();
     assert!(factors.damping() > 0.0 && factors.damping() <= 0.01, "{}", factors.damping());
     let again = Feedback::factor(&compute, h, 0.05).unwrap();
@@ -151,7 +154,7 @@ fn damping_is_raised_where_it_is_not_enough() {
 fn hopeless_matrices_are_refused() {
     let compute = Compute::new(1);
     let refused = |values: [f32; 4]| {
-        let h = Hessian { n: 2, values: values.to_vec(), tokens: 1 };
+        let h = Hessian { n: 2, values: values.to_vec(), tokens: 0 };
         Feedback::factor(&compute, h, 0.01).unwrap_err()
     };
     assert_eq!(refused([0.0; 4]), LinalgError::Zero { n: 2 });
