@@ -299,9 +299,8 @@ impl Corner {
             for k in 0..j {
                 let u = column[k] / pivot;
                 // On and above the diagonal is all that later pivots read.
-                for i in k..j {
-                    self.upper[k * width + i] -= u * column[i];
-                }
+                let row = &mut self.upper[k * width + k..k * width + j];
+                row.iter_mut().zip(&column[k..]).for_each(|(value, other)| *value -= u * other);
                 self.upper[k * width + j] = u;
             }
         }
