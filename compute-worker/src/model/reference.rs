@@ -1,7 +1,8 @@
 //! The forward pass in plain f32, to check everything else against.
 //!
 //! It shares nothing with the engine: weights come from the imported model as they are, there is no cache, no
-//! quantisation, no tile order and no hand-written kernel. Normalisation, softmax and rotary angles are computed in f64.
+//! quantisation and no tile order; of the kernels it uses the f32 matrix product, which the engine does not.
+//! Normalisation, softmax and rotary angles are computed in f64.
 //!
 //! All sequences go through one layer together, so that each weight is read and dequantised once:
 //!
@@ -26,7 +27,7 @@ use rookery_model::source::{ImportError, ModelSource};
 
 use attention::Heads;
 pub use divergence::{Divergence, divergence};
-use matmul::{Packed, for_each_chunk, linear};
+use matmul::{Products, for_each_chunk};
 
 /// Tokens whose feed-forward activations are held at once.
 const FFN_TOKENS: usize = 1024;
@@ -61,13 +62,14 @@ pub enum ReferenceError {
 pub struct Reference<'a> {
     source: &'a dyn ModelSource,
     threads: usize,
+    products: Products,
 }
 
 impl<'a> Reference<'a> {
     /// A reference over `source` that computes with all processors. Reads nothing yet.
     pub fn open(source: &'a dyn ModelSource) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Reference { source, threads }
+        Reference { source, threads, products: Products::new(threads) }
     }
 
     /// Calls `each` with sequence, position and `[vocab]` logits, in ascending order, once for every token of every
@@ -125,9 +127,9 @@ impl<'a> Reference<'a> {
     ) -> Result<Vec<f32>, ReferenceError> {
         let name = TensorName::Layer(layer, weight);
         let (rows, cols) = self.config().shape(name);
-        let packed = Packed::new(&self.source.tensor(name)?, cols, self.threads);
+        let weights = self.source.tensor(name)?;
         let mut out = vec![0.0; x.len() / cols * rows];
-        linear(x, &packed, &mut out, rows, 0, self.threads);
+        self.products.linear(x, &weights, cols, &mut out, rows, 0);
         if let Some(bias) = bias {
             let bias = self.source.tensor(TensorName::Layer(layer, bias))?;
             for row in out.chunks_exact_mut(rows) {
@@ -198,17 +200,15 @@ impl<'a> Reference<'a> {
         let (hidden, ffn) = (self.config().hidden, self.config().ffn);
         let mut normed = x.to_vec();
         self.norm(TensorName::Layer(layer, LayerTensor::FfnNorm), &mut normed)?;
-        let pack = |tensor, cols| -> Result<Packed, ReferenceError> {
-            Ok(Packed::new(&self.source.tensor(TensorName::Layer(layer, tensor))?, cols, self.threads))
-        };
-        let gate = pack(LayerTensor::FfnGate, hidden)?;
-        let up = pack(LayerTensor::FfnUp, hidden)?;
-        let down = pack(LayerTensor::FfnDown, ffn)?;
+        let read = |tensor| self.source.tensor(TensorName::Layer(layer, tensor));
+        let gate = read(LayerTensor::FfnGate)?;
+        let up = read(LayerTensor::FfnUp)?;
+        let down = read(LayerTensor::FfnDown)?;
         for (x, normed) in x.chunks_mut(FFN_TOKENS * hidden).zip(normed.chunks(FFN_TOKENS * hidden)) {
             let tokens = normed.len() / hidden;
             let (mut gated, mut upped) = (vec![0.0; tokens * ffn], vec![0.0; tokens * ffn]);
-            linear(normed, &gate, &mut gated, ffn, 0, self.threads);
-            linear(normed, &up, &mut upped, ffn, 0, self.threads);
+            self.products.linear(normed, &gate, hidden, &mut gated, ffn, 0);
+            self.products.linear(normed, &up, hidden, &mut upped, ffn, 0);
             for_each_chunk(&mut gated, 64 * ffn, self.threads, &|first, rows| {
                 let upped = &upped[first..first + rows.len()];
                 rows.iter_mut().zip(upped).for_each(|(gate, up)| *gate = *gate / (1.0 + (-*gate).exp()) * up);
@@ -218,7 +218,7 @@ impl<'a> Reference<'a> {
             });
             watch(&gated);
             let mut out = vec![0.0; tokens * hidden];
-            linear(&gated, &down, &mut out, hidden, 0, self.threads);
+            self.products.linear(&gated, &down, ffn, &mut out, hidden, 0);
             x.iter_mut().zip(&out).for_each(|(x, out)| *x += out);
         }
         Ok(())
@@ -241,14 +241,7 @@ impl<'a> Reference<'a> {
             let mut logits = vec![0.0; normed.len() / hidden * vocab];
             for first in (0..vocab).step_by(HEAD_ROWS) {
                 let rows = self.source.tensor_rows(name, first..vocab.min(first + HEAD_ROWS))?;
-                linear(
-                    normed,
-                    &Packed::new(&rows, hidden, self.threads),
-                    &mut logits,
-                    vocab,
-                    first,
-                    self.threads,
-                );
+                self.products.linear(normed, &rows, hidden, &mut logits, vocab, first);
             }
             for (row, (sequence, position)) in logits.chunks_exact(vocab).zip(&mut places) {
                 each(sequence, position, row);
