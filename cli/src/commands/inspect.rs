@@ -47,7 +47,10 @@ fn unreadable(path: &Path) -> impl FnOnce() -> String {
     move || format!("could not inspect {}", path.display())
 }
 
-fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> Result<(), Failure> {
+/// A name and what there is to say of it.
+type Fact = (&'static str, String);
+
+fn facts(rows: impl IntoIterator<Item = Fact>) -> Result<(), Failure> {
     let mut table = Table::new(&["", ""]);
     for (name, value) in rows {
         table.row([name.to_owned(), value]);
@@ -62,7 +65,7 @@ fn bundle(args: &InspectArgs) -> Result<(), Failure> {
         return output::json(&WithQuantization { info: &info, quantization: quantization.as_ref() });
     }
     let config = &info.config;
-    facts([
+    let mut rows = vec![
         ("name", config.name.clone()),
         ("digest", info.digest.to_string()),
         ("recipe", format!("{} ({:.2} bits per weight)", config.recipe, info.bits_per_weight)),
@@ -70,13 +73,13 @@ fn bundle(args: &InspectArgs) -> Result<(), Failure> {
         ("packer", config.packer_version.clone()),
         ("size", output::bytes(info.total_bytes)),
         ("parameters", output::grouped(config.parameters)),
-    ])?;
-    model_facts(&config.model)?;
+    ];
+    rows.extend(model_facts(&config.model));
     if let Some(quantization) = &quantization {
-        quantization_facts(quantization)?;
+        rows.extend(quantization_facts(quantization));
     }
     if let Some(quality) = &config.quality {
-        facts([(
+        rows.push((
             "quality",
             format!(
                 "mean KL {:.5} nats, same first token {:.1} %, {} positions of {}",
@@ -85,8 +88,9 @@ fn bundle(args: &InspectArgs) -> Result<(), Failure> {
                 quality.positions,
                 quality.data
             ),
-        )])?;
+        ));
     }
+    facts(rows)?;
     output::line("")?;
     match quantization {
         Some(quantization) if args.units => units(&quantization),
@@ -114,7 +118,7 @@ fn quantization(path: &Path) -> Result<Option<Quantization>, Failure> {
     document.map(|json| Quantization::parse(&json).or_fail(unreadable(path))).transpose()
 }
 
-fn quantization_facts(quantization: &Quantization) -> Result<(), Failure> {
+fn quantization_facts(quantization: &Quantization) -> Vec<Fact> {
     let Quantization { rotation, calibration, sensitivity, .. } = quantization;
     let mut rows = vec![
         ("block bits", format!("{:.3} per weight", quantization.body_bits)),
@@ -156,7 +160,7 @@ fn quantization_facts(quantization: &Quantization) -> Result<(), Failure> {
             format!("{kept} of {all} units at w8, predicted divergence {kl:.5} nats beyond all-w8's"),
         ));
     }
-    facts(rows)
+    rows
 }
 
 /// What could be chosen, as a table.
@@ -183,13 +187,13 @@ fn units(quantization: &Quantization) -> Result<(), Failure> {
     if shared { output::line("~ shared out of its matrix's divergence by rounding errors") } else { Ok(()) }
 }
 
-fn model_facts(model: &ModelConfig) -> Result<(), Failure> {
+fn model_facts(model: &ModelConfig) -> Vec<Fact> {
     let rope = match (&model.rope_factors, model.rope_position_scale) {
         (Some(_), _) => format!("theta {}, llama3 scaling", model.rope_theta),
         (None, scale) if scale != 1.0 => format!("theta {}, positions × {scale}", model.rope_theta),
         (None, _) => format!("theta {}", model.rope_theta),
     };
-    facts([
+    vec![
         ("architecture", model.architecture.to_string()),
         ("layers", model.layers.to_string()),
         ("hidden", model.hidden.to_string()),
@@ -202,7 +206,7 @@ fn model_facts(model: &ModelConfig) -> Result<(), Failure> {
         ("context", output::grouped(model.context as u64)),
         ("rope", rope),
         ("head", if model.tied_head { "tied to the embedding" } else { "separate" }.to_owned()),
-    ])
+    ]
 }
 
 fn bundle_blobs(info: &BundleInfo) -> Result<(), Failure> {

@@ -13,8 +13,8 @@
 //! # at four bits the head alone costs about as much as all else.
 //! embedding = "w8"
 //! head = "w8"
-//! # How weights are rounded: "gptq" lets the weights that are not yet rounded make up for those that are;
-//! # "nearest" takes each by itself.
+//! # How the blocks' weights are rounded: "gptq" lets the weights that are not yet rounded make up for those that are;
+//! # "nearest" takes each by itself, as embedding and head always are.
 //! w4-rounding = "gptq"
 //! w8-rounding = "nearest"
 //! # The last of these that fits a tensor decides, whatever the budget. `*` is any run of characters, `?` any one;

@@ -21,7 +21,7 @@ pub struct Rounder<'a> {
     pub source: &'a dyn ModelSource,
     /// The matrices that are wanted, and as what.
     pub wanted: &'a (dyn Fn(TensorName) -> Option<Precision> + Sync),
-    /// Rows of a matrix whose rounding errors are told apart; `None` where nobody asks.
+    /// Rows of a matrix whose errors are added up; `None` for all of it.
     pub unit_rows: &'a (dyn Fn(TensorName) -> Option<usize> + Sync),
     /// Told of each weight.
     pub progress: &'a dyn Progress,
@@ -33,8 +33,7 @@ pub struct RoundedMatrix {
     pub name: TensorName,
     /// All of it.
     pub rows: StoredRows,
-    /// For each unit of rows, how much its outputs on the calibration text lose, up to a factor that all units of a matrix
-    /// share: Σ over the unit's error energies.
+    /// For each unit of rows, the energy of its outputs' errors on the calibration text.
     pub losses: Vec<f64>,
 }
 
@@ -52,11 +51,10 @@ impl Rounder<'_> {
         let (rows, cols) = self.source.config().shape(name);
         let precision = (self.wanted)(name).unwrap_or(Precision::W4);
         let most = (RUN_VALUES / cols / W4_TILE_ROWS).max(1) * W4_TILE_ROWS;
-        let run = (self.unit_rows)(name).unwrap_or(most);
         let (mut values, mut multipliers, mut scales) = (Vec::new(), Vec::new(), Vec::new());
-        let mut losses = Vec::new();
-        for first in (0..rows).step_by(run) {
-            let last = rows.min(first + run);
+        let mut losses: Vec<f64> = Vec::with_capacity(rows);
+        for first in (0..rows).step_by(most) {
+            let last = rows.min(first + most);
             let weights = self.source.tensor_rows(name, first..last)?;
             if let Some(at) = weights.iter().position(|weight| !weight.is_finite()) {
                 let fault = format!("row {} holds {}; the source is corrupt", first + at / cols, weights[at]);
@@ -64,12 +62,14 @@ impl Rounder<'_> {
             }
             let round = if precision == Precision::W4 { gptq_w4 } else { gptq_w8 };
             let rounded = round(self.compute, &weights, last - first, cols, feedback);
-            losses.push(rounded.error * energy(&weights, feedback.importance()));
+            losses.extend(rounded.losses);
             values.extend(rounded.values);
             multipliers.extend(rounded.multipliers);
             scales.extend(rounded.scales);
             self.progress.advance(weights.len() as u64);
         }
+        let unit = (self.unit_rows)(name).unwrap_or(rows).max(1);
+        let losses = losses.chunks(unit).map(|rows| rows.iter().sum()).collect();
         let rows = if precision == Precision::W4 {
             StoredRows::w4(cols, &values, &multipliers, &scales)
         } else {
@@ -77,12 +77,4 @@ impl Rounder<'_> {
         };
         Ok(RoundedMatrix { name, rows, losses })
     }
-}
-
-/// Σ w²·h over rows: the energy of their outputs if inputs were independent.
-fn energy(weights: &[f32], importance: &[f32]) -> f64 {
-    let row = |row: &[f32]| -> f64 {
-        row.iter().zip(importance).map(|(w, h)| f64::from(*w) * f64::from(*w) * f64::from(*h)).sum()
-    };
-    weights.chunks_exact(importance.len()).map(row).sum()
 }
