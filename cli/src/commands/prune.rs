@@ -116,8 +116,14 @@ fn describe(report: &PruneReport) {
         output::note(format_args!("dropped layers {}", layers.join(", ")));
     }
     for fit in &report.fits {
-        let outcome = match fit.ridge {
-            Some(_) => format!("{:.4} refitted", fit.error_after),
+        let outcome = match fit.left_held_out {
+            Some(left) => {
+                format!(
+                    "{:.4} refitted ({:.0} % of its square left on text held out)",
+                    fit.error_after,
+                    100.0 * left
+                )
+            }
             None => "no change of it helps text that was held out".to_owned(),
         };
         output::note(format_args!(

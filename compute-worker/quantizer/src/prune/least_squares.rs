@@ -16,7 +16,7 @@ use rookery_kernels::Gemm;
 use crate::linalg::{Compute, LinalgError, solve_spd};
 
 /// Ridges tried, as shares of the mean sum of squares of an input.
-const RIDGES: [f32; 4] = [0.03, 0.3, 3.0, 30.0];
+const RIDGES: [f32; 5] = [0.03, 0.3, 3.0, 30.0, 300.0];
 /// Of so many groups of tokens one is held out.
 const HELD_OUT: usize = 4;
 
