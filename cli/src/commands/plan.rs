@@ -25,11 +25,11 @@ mod speed;
 /// Speeds come from the timing model of the NPU and the worker's cost model; nobody has measured them on a board.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "The model is a GGUF file, a Hugging Face folder, a bundle (then its own precisions are planned with), or one of these names:
-  llama-2-7b llama-3-8b llama-3.1-8b llama-3.2-1b llama-3.2-3b tinyllama-1.1b qwen2.5-0.5b qwen2.5-1.5b qwen2.5-3b
-  qwen2.5-7b qwen3-0.6b qwen3-1.7b qwen3-4b qwen3-8b
+    after_help = "The model is a GGUF file, a Hugging Face folder, a bundle (then its own precisions are planned with), or a well-known
+name such as llama-3-8b or qwen2.5-0.5b; an unknown name lists them all.
 
-Speeds are predictions of a model, checked against published figures of another runtime in docs/npu-timing.md.
+Speeds are predictions of a model, for the NPU's int8 arrays and four big cores. docs/quantisation.md compares them with
+published figures of another runtime.
 The exit code is 1 if nothing fits.
 
 Examples:
@@ -97,7 +97,7 @@ struct Report {
 /// # Errors
 /// If the model cannot be read or is not known, or nothing fits the board.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let (config, bundle) = model(&args.model)?;
+    let (config, bundle, parameters) = model(&args.model)?;
     if args.context > config.context as u64 {
         return Err(Failure::usage(format!(
             "--context {} is more than the {} tokens that the model was made for",
@@ -113,7 +113,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let choices = planner.choices(bundle);
     let report = Report {
         model: args.model.clone(),
-        parameters: config.parameters(),
+        parameters,
         board: args.board.name.clone(),
         usable_bytes: usable,
         streams: args.streams,
@@ -140,10 +140,11 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     .hint("a shorter --context, fewer --streams or a smaller model would; `rookery prune` makes one"))
 }
 
-/// Shape of the model, after rotation, which unties a tied head; and a bundle's own table.
-fn model(name: &str) -> Result<(ModelConfig, Option<Stored>), Failure> {
+/// Shape of the model after rotation, which unties a tied head; a bundle's own table; the model's own weights.
+fn model(name: &str) -> Result<(ModelConfig, Option<Stored>, u64), Failure> {
     if let Some(config) = shapes::named(name) {
-        return Ok((rotated(config), None));
+        let parameters = config.parameters();
+        return Ok((rotated(config), None, parameters));
     }
     let path = Path::new(name);
     if !path.exists() {
@@ -154,10 +155,10 @@ fn model(name: &str) -> Result<(ModelConfig, Option<Stored>), Failure> {
     if path.join("oci-layout").is_file() {
         let info = Bundle::inspect(path).or_fail(|| format!("could not read {name}"))?;
         let stored = Stored::of(info.config.recipe.clone(), info.config.tensors);
-        return Ok((info.config.model, Some(stored)));
+        return Ok((info.config.model, Some(stored), info.config.parameters));
     }
     let source = source::open(path).or_fail(|| format!("could not import {name}"))?;
-    Ok((rotated(source.config().clone()), None))
+    Ok((rotated(source.config().clone()), None, source.parameters()))
 }
 
 /// Packing folds the last norm into the head, which then differs from the embedding.
@@ -217,10 +218,7 @@ impl Planner<'_> {
             recipe: stored.name.clone(),
             budget_bytes,
             body_bits,
-            kv_cache_type: match kind {
-                KvType::F16 => "f16",
-                KvType::Int8 => "int8",
-            },
+            kv_cache_type: kind.name(),
             fits: memory.total() <= self.usable && npu_domains <= DOMAINS,
             total_bytes: memory.total(),
             memory,
@@ -299,7 +297,20 @@ fn show(report: &Report) -> Result<(), Failure> {
             ]);
         }
     }
-    output::write(&table.render())
+    output::write(&table.render())?;
+    match report.choices.iter().find(|choice| choice.fits) {
+        Some(best) => output::line(format_args!("\nTo serve the first: {}", worker_line(report, best))),
+        None => Ok(()),
+    }
+}
+
+/// The command that gives a worker what the plan counted with; its defaults hold less.
+fn worker_line(report: &Report, choice: &Choice) -> String {
+    let cache = choice.memory.keys_and_values.div_ceil(1 << 20);
+    format!(
+        "rookery worker BUNDLE --kv-cache {cache}MiB --kv-cache-type {} --max-batch {} --context-tokens {}",
+        choice.kv_cache_type, report.streams, report.context
+    )
 }
 
 fn label(choice: &Choice) -> String {

@@ -130,7 +130,7 @@ pub(super) fn needed(
 ) -> Memory {
     let engine = EngineConfig::default();
     let rows = engine.max_step_tokens * row_values(config);
-    let logits = engine.max_batch * config.vocab;
+    let logits = engine.max_batch.max(streams as usize) * config.vocab;
     let rope = context as usize * config.head_dim;
     Memory {
         weights: stored.weight_bytes,

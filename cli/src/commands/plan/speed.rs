@@ -228,12 +228,70 @@ impl Costs {
     }
 
     fn seconds(&mut self, product: &Product) -> f64 {
-        let decision = self.model.decide(*product, THREADS);
-        self.model.both(product, decision.on_npu)
+        match self.model.decide(*product, THREADS).on_npu {
+            0 => self.model.cpu(product),
+            on_npu if on_npu == product.outputs => self.model.npu(product).0,
+            on_npu => self.model.both(product, on_npu),
+        }
     }
 }
 
 /// The worker's defaults for what a board's processor does.
 pub(super) fn default_settings() -> rookery_compute_worker::backend::npu::BoardSettings {
     NpuSection::default().validate().expect("the defaults are valid").board
+}
+
+#[cfg(test)]
+mod tests {
+    use rookery_model::bundle::Precision;
+    use rookery_model::shapes::named;
+
+    use super::*;
+
+    fn decode(board: &Board, name: &str, precision: Precision, place: Place) -> f64 {
+        let config = named(name).unwrap();
+        let stored = Stored::uniform(&config, precision);
+        let load = Load { streams: 1, context: 128, prompt: 64, kv: KvType::F16 };
+        predict(&config, &stored, load, board, place).decode
+    }
+
+    /// Decode rates of the vendor's closed runtime, w8a8, prompts of 64 tokens, by release (docs/npu-timing.md has all). Another
+    /// runtime, so what is common to both is the memory's bandwidth: small models differ by what runs beside it.
+    const PUBLISHED: [(&str, f64); 9] = [
+        ("qwen2.5-0.5b", 41.5),
+        ("qwen3-0.6b", 32.6),
+        ("tinyllama-1.1b", 24.21),
+        ("qwen2.5-1.5b", 16.46),
+        ("qwen3-1.7b", 14.37),
+        ("qwen2.5-3b", 8.66),
+        ("qwen3-4b", 6.53),
+        ("llama-3-8b", 3.79),
+        ("qwen2.5-7b", 4.18),
+    ];
+
+    #[test]
+    fn predictions_are_near_published_rates() {
+        let board: Board = "rk3588-16g".parse().unwrap();
+        for (name, published) in PUBLISHED {
+            let predicted = decode(&board, name, Precision::W8, Place::Npu);
+            let error = 100.0 * (predicted / published - 1.0);
+            println!("| {name} | {published} | {predicted:.2} | {error:+.1} % |");
+            // The larger the model, the less else there is than reading weights.
+            let most = if published > 20.0 { 45.0 } else { 15.0 };
+            assert!(error.abs() < most, "{name}: {predicted:.2} predicted, {published} published");
+        }
+    }
+
+    #[test]
+    fn the_processor_pays_for_no_submissions() {
+        let board: Board = "rk3588-8g".parse().unwrap();
+        let mut slow = board.clone();
+        slow.npu.submit_overhead *= 10;
+        let rate = |board: &Board, place| decode(board, "qwen2.5-0.5b", Precision::W4, place);
+        assert_eq!(rate(&board, Place::Cpu).to_bits(), rate(&slow, Place::Cpu).to_bits());
+        assert!(rate(&board, Place::Npu) > 1.5 * rate(&slow, Place::Npu));
+        // What goes where it is fastest is not slower than either alone.
+        let mixed = rate(&board, Place::Mixed);
+        assert!(mixed > 0.99 * rate(&board, Place::Cpu) && mixed > 0.99 * rate(&board, Place::Npu));
+    }
 }
