@@ -109,7 +109,7 @@ pub fn run(args: &EvalArgs, config: &Config) -> Result<(), Failure> {
     let texts = texts(args)?;
     let backends = Backends::open(&backend).or_fail(|| "no backend".to_owned())?;
     let setting = Setting { backends, kernels, threads: engine.threads, texts };
-    let models = args.models.iter().map(|path| Opened::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let models = args.models.iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
     let reference = args.reference.as_deref().map(Opened::open).transpose()?;
     match reference {
         Some(reference) if args.by_layer => layers::run(args, &setting, &models, &reference),
@@ -163,7 +163,7 @@ fn judge(report: &Report, max_kl: Option<f64>) -> Result<(), Failure> {
     let over = report.candidates.iter().filter_map(|candidate| {
         let mean = candidate.kl.as_ref()?.mean.value;
         // A divergence that is no number is above everything.
-        (!(mean <= most)).then(|| format!("{} ({mean:.5})", candidate.name))
+        if mean <= most { None } else { Some(format!("{} ({mean:.5})", candidate.name)) }
     });
     let over: Vec<String> = over.collect();
     if over.is_empty() {

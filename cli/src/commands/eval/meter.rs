@@ -26,7 +26,8 @@ impl EvalMeter {
     pub(super) fn new(what: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::stderr_with_hz(10));
-            if let Ok(style) = ProgressStyle::with_template("{msg:28} {bar:32} {percent:>3} % {eta:>6} left") {
+            if let Ok(style) = ProgressStyle::with_template("{msg:28} {bar:32} {percent:>3} % {eta:>6} left")
+            {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_message(what);

@@ -62,13 +62,18 @@ impl Opened {
             Form::Bundle(bundle) => Model::Bundle {
                 bundle,
                 backend: setting.backends.backend(setting.kernels),
-                kv_type: match cache {
-                    KvCacheFlag::F16 => KvType::F16,
-                    KvCacheFlag::Int8 => KvType::Int8,
-                },
+                kv_type: kv_type(cache),
             },
         };
         Subject { name: self.name.clone(), size_bytes: self.size_bytes, model }
+    }
+}
+
+/// The engine's name for it.
+pub(super) fn kv_type(cache: KvCacheFlag) -> KvType {
+    match cache {
+        KvCacheFlag::F16 => KvType::F16,
+        KvCacheFlag::Int8 => KvType::Int8,
     }
 }
 

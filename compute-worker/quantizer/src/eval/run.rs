@@ -186,7 +186,8 @@ impl<'env> Run<'env> {
             }
             Model::Bundle { bundle, backend, kv_type } => {
                 let limits = [positions, self.threads];
-                Logits::Engine(Engine::new(name, bundle, backend, kv_type, limits, self.meter)?)
+                let engine = Engine::new(name, bundle, backend, kv_type, limits, self.meter)?;
+                Logits::Engine(Box::new(engine))
             }
         })
     }

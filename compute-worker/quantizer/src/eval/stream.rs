@@ -45,7 +45,7 @@ pub(super) fn engine_work(config: &ModelConfig, tokens: usize) -> u64 {
 
 /// One model's logits.
 pub(super) enum Logits<'scope> {
-    Engine(Engine<'scope>),
+    Engine(Box<Engine<'scope>>),
     Source(Rows<'scope>),
 }
 
