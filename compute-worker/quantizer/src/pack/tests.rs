@@ -103,11 +103,13 @@ fn bundles_hold_what_the_recipe_says() {
     let bundle = Bundle::open(&w4.path(), &NoProgress).unwrap();
     for entry in &bundle.info().config.tensors {
         let name = entry.name.to_string();
-        let wanted = match entry.name {
-            name if !name.is_linear() => Precision::F32,
-            TensorName::Layer(0, _) if name.contains("attn_") && !name.contains("attn_q") => Precision::W8,
-            TensorName::Layer(..) => Precision::W4,
-            _ => Precision::W8,
+        let attention = name.contains("blk.0.attn_") && !name.contains("attn_q");
+        let wanted = if !entry.name.is_linear() {
+            Precision::F32
+        } else if matches!(entry.name, TensorName::Layer(..)) && !attention {
+            Precision::W4
+        } else {
+            Precision::W8
         };
         assert!(entry.segments.iter().all(|segment| segment.precision == wanted), "{name}");
     }
