@@ -8,6 +8,10 @@ use super::{Mismatch, Probe, ProbeError, ProbeSet, Replay, SelfCheck};
 use crate::backend::{Backend, CpuBackend};
 use crate::engine::{EngineCore, self_checked};
 
+/// Way out of a failed check.
+const NEVERTHELESS: &str =
+    "`--self-check off`, or worker.engine.self-check = \"off\", serves it nevertheless";
+
 /// What became of a check that did not fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SelfCheckReport {
@@ -32,7 +36,7 @@ pub enum SelfCheckError {
     /// The tokenizer reads a prompt differently.
     #[error(
         "self-check of model {model:?} failed: probe {probe:?} has other tokens than when it was recorded; {advice}; \
-         engine.self-check = \"off\" serves it nevertheless"
+         {NEVERTHELESS}"
     )]
     Tokenizer {
         /// Name of the model.
@@ -43,10 +47,7 @@ pub enum SelfCheckError {
         advice: String,
     },
     /// An answer differs.
-    #[error(
-        "self-check of model {model:?} on {backend} failed: {mismatch}; {culprit}; engine.self-check = \"off\" serves it \
-         nevertheless"
-    )]
+    #[error("self-check of model {model:?} on {backend} failed: {mismatch}; {culprit}; {NEVERTHELESS}")]
     Differs {
         /// Name of the model.
         model: String,
@@ -65,6 +66,19 @@ pub enum SelfCheckError {
 /// # Errors
 /// When an answer differs from what was recorded, or probes cannot be replayed.
 pub fn self_check(
+    core: &mut EngineCore,
+    bundle: &Bundle,
+    extent: SelfCheck,
+) -> Result<SelfCheckReport, SelfCheckError> {
+    let checked = check(core, bundle, extent);
+    // What an accelerator did until here is no part of the first client's step.
+    if let Some(report) = core.backend.take_step_report() {
+        core.instruments.npu_step(&report);
+    }
+    checked
+}
+
+fn check(
     core: &mut EngineCore,
     bundle: &Bundle,
     extent: SelfCheck,
@@ -117,8 +131,8 @@ fn culprit(core: &mut EngineCore, bundle: &Bundle, set: &ProbeSet, extent: SelfC
         && let Ok(replay) = replay_on(&mut core.forward, &mut cpu, set, extent)
         && replay.differing.is_empty()
     {
-        return "the processor alone answers as recorded, so the accelerator is at fault: serve with engine.backend = \
-                \"cpu\", and look at `rookery npu compare`"
+        return "the processor alone answers as recorded, so the accelerator is at fault: serve with \
+                `--backend cpu`, or worker.engine.backend = \"cpu\", and look at `rookery npu compare`"
             .to_owned();
     }
     advice(bundle)

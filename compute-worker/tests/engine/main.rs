@@ -9,5 +9,6 @@ mod npu_faults;
 mod outcomes;
 mod probes;
 mod quantised;
+mod self_check;
 mod support;
 mod threaded;
