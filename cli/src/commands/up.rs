@@ -99,6 +99,7 @@ pub fn engine_arguments(engine: &EngineFlags, workers: usize) -> Vec<OsString> {
     add("--context-tokens", engine.context_tokens.map(|tokens| tokens.to_string()));
     add("--max-batch", engine.max_batch.map(|batch| batch.to_string()));
     add("--isa", engine.isa.clone());
+    add("--self-check", engine.self_check.map(|extent| extent.name().to_owned()));
     arguments
 }
 
@@ -117,7 +118,7 @@ mod tests {
     #[test]
     fn workers_get_every_flag_of_the_engine() {
         let line = "up --backend npu-sim --threads 3 --kv-cache 1MiB --kv-cache-type int8 --context-tokens 64 \
-                    --max-batch 2 --isa scalar";
+                    --max-batch 2 --isa scalar --self-check full";
         let given = Line::parse_from(line.split_whitespace()).engine;
         let handed_on = engine_arguments(&given, 2);
         let got = Line::parse_from([OsString::from("worker")].into_iter().chain(handed_on)).engine;

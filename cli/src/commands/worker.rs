@@ -39,9 +39,6 @@ pub struct WorkerArgs {
     control_plane: Option<String>,
     #[command(flatten)]
     engine: EngineFlags,
-    /// How many of a model's recorded answers must come out the same before it is served. Default: quick.
-    #[arg(long, value_enum)]
-    self_check: Option<SelfCheckFlag>,
     /// The parent process holds standard input; used by `rookery up` and `rookery demo`.
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -71,6 +68,9 @@ pub struct EngineFlags {
     /// Instruction set: scalar, avx2, avx512-vnni, amx-int8 or neon-dotprod.
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
+    /// How many of a model's recorded answers must come out the same before it is served. Default: quick.
+    #[arg(long, value_enum)]
+    pub self_check: Option<SelfCheckFlag>,
 }
 
 /// Where linear layers are computed.
@@ -149,6 +149,7 @@ impl EngineFlags {
         flags.set("worker.engine.context-tokens", self.context_tokens);
         flags.set("worker.engine.max-batch", self.max_batch);
         flags.set("worker.engine.isa", self.isa.clone());
+        flags.set("worker.engine.self-check", self.self_check.map(SelfCheckFlag::name));
     }
 }
 
@@ -161,7 +162,6 @@ impl WorkerArgs {
         flags.set("worker.gateway-id", self.gateway_id.clone());
         flags.set("worker.link.control-plane", self.control_plane.clone());
         self.engine.apply(flags);
-        flags.set("worker.engine.self-check", self.self_check.map(SelfCheckFlag::name));
     }
 }
 
