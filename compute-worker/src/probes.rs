@@ -52,7 +52,18 @@ pub enum ProbeError {
     /// The document is none that this version understands.
     #[error("probes.json: {0}; pack the model again")]
     Document(String),
-    /// The document names tokens or a vocabulary that are not the model's.
+    /// The document's logits are of another vocabulary than the model's.
+    #[error(
+        "the probes have logits of {recorded} tokens, and the model has {vocabulary}: they belong to another model; pack \
+         it again"
+    )]
+    OtherVocabulary {
+        /// Tokens of the document.
+        recorded: usize,
+        /// Tokens of the model.
+        vocabulary: usize,
+    },
+    /// The document names tokens that are not the model's.
     #[error("probe {probe:?} {fault}; the probes belong to another model: pack it again")]
     OtherModel {
         /// Name of the probe.

@@ -127,7 +127,10 @@ pub fn pack(
         progress.start("recording probes", bundle.weight_bytes());
         let engine = EngineConfig { threads, ..EngineConfig::default() };
         let set = probes::record(&bundle, source, &engine, options.max_lost_probes)?;
-        draft.document(PROBES_TYPE, recorded::TITLE, &set.to_json())?;
+        // Where no prompt fits the model's context there is nothing to check.
+        if !set.probes.is_empty() {
+            draft.document(PROBES_TYPE, recorded::TITLE, &set.to_json())?;
+        }
         answers = Some(set.answers(KvType::F16));
         progress.advance(bundle.weight_bytes());
         progress.finish();

@@ -109,7 +109,8 @@ impl ProbeSet {
     /// The probes that a bundle carries, if it does.
     ///
     /// # Errors
-    /// [`ProbeError::Document`] and [`ProbeError::OtherModel`] for what cannot be replayed on this model.
+    /// [`ProbeError::Document`], [`ProbeError::OtherVocabulary`] and [`ProbeError::OtherModel`] for what cannot be replayed
+    /// on this model.
     pub fn of(bundle: &Bundle) -> Result<Option<Self>, ProbeError> {
         let vocabulary = bundle.info().config.model.vocab;
         bundle.document(PROBES_TYPE).map(|json| Self::parse(json, vocabulary)).transpose()
@@ -153,9 +154,15 @@ impl ProbeSet {
         probes.map(|probe| probe.name.as_str())
     }
 
-    /// That every probe is complete, within bounds, and of a model with `vocabulary` tokens.
+    /// That there are probes, and every one is complete, within bounds, and of a model with `vocabulary` tokens.
     pub(super) fn check(&self, vocabulary: usize) -> Result<(), ProbeError> {
         let fault = |fault: String| Err(ProbeError::Document(fault));
+        if self.probes.is_empty() {
+            return fault("no probes".to_owned());
+        }
+        if self.vocabulary != vocabulary {
+            return Err(ProbeError::OtherVocabulary { recorded: self.vocabulary, vocabulary });
+        }
         if self.probes.len() > MAX_PROBES {
             return fault(format!("{} probes, at most {MAX_PROBES} are read", self.probes.len()));
         }
@@ -167,14 +174,10 @@ impl ProbeSet {
             probe.check()?;
             let tokens = probe.prompt.iter().chain(&probe.f16.tokens).chain(&probe.int8.tokens);
             let unknown = tokens.copied().find(|&token| token as usize >= vocabulary);
-            let fault = match unknown {
-                _ if self.vocabulary != vocabulary => {
-                    format!("has logits of {} tokens where the model has {vocabulary}", self.vocabulary)
-                }
-                Some(token) => format!("has token {token}, outside the vocabulary of {vocabulary}"),
-                None => continue,
-            };
-            return Err(ProbeError::OtherModel { probe: probe.name.clone(), fault });
+            if let Some(token) = unknown {
+                let fault = format!("has token {token}, outside the vocabulary of {vocabulary}");
+                return Err(ProbeError::OtherModel { probe: probe.name.clone(), fault });
+            }
         }
         Ok(())
     }
@@ -276,7 +279,8 @@ mod tests {
     #[test]
     fn documents_that_break_a_rule_are_refused_by_name() {
         type Edit = fn(&mut ProbeSet);
-        let cases: [(&str, Edit); 10] = [
+        let cases: [(&str, Edit); 12] = [
+            ("no probes", |set| set.probes.clear()),
             ("two probes are called \"kept\"", |set| set.probes[1].name = "kept".to_owned()),
             ("\"open\" has no prompt", |set| set.probes[4].prompt.clear()),
             ("\"open\" has no prompt", |set| set.probes[4].prompt = vec![0; MAX_PROMPT + 1]),
@@ -286,7 +290,12 @@ mod tests {
             ("bytes of text", |set| set.probes[2].text = "x".repeat(MAX_TEXT + 1)),
             ("257 probes", |set| set.probes = vec![set.probes[0].clone(); MAX_PROBES + 1]),
             ("token 100, outside the vocabulary of 100", |set| set.probes[3].prompt[1] = 100),
-            ("logits of 101 tokens where the model has 100", |set| set.vocabulary = 101),
+            ("logits of 101 tokens, and the model has 100", |set| set.vocabulary = 101),
+            // Before any of them is looked at.
+            ("logits of 1 tokens, and the model has 100", |set| {
+                set.vocabulary = 1;
+                set.probes[0].prompt.clear();
+            }),
         ];
         for (expected, edit) in cases {
             let fault = fault(edit);
