@@ -21,10 +21,13 @@ impl Activations {
         Self::default()
     }
 
-    /// Rows that are int8 already: `values` is `[M][cols]`, each within −127…127, `scales` is `[M]`.
+    /// Rows that are int8 already: `values` is `[M][cols]`, `scales` is `[M]`.
+    ///
+    /// Values are within −127…127, as quantising makes them: −128 has no negative, and kernels that multiply magnitudes
+    /// and move signs to weights would compute something else than the others.
     ///
     /// # Panics
-    /// When there are not `cols` values for each scale.
+    /// When there are not `cols` values for each scale, or a value is −128.
     pub fn from_rows(cols: usize, values: &[i8], scales: &[f32]) -> Self {
         let rows = scales.len();
         let expected = rows.checked_mul(cols);
@@ -33,6 +36,7 @@ impl Activations {
             "activations: {} values are not {rows} rows of {cols}",
             values.len()
         );
+        assert!(!values.contains(&i8::MIN), "activations: a value is −128; they are within −127…127");
         let mut activations = Self::default();
         let stride = cols.next_multiple_of(ROW_ALIGN);
         let (padded, its_scales, sums) = activations.reshape(rows, cols);

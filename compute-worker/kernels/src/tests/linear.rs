@@ -213,6 +213,12 @@ fn rows_that_are_int8_already_are_as_quantised_ones() {
 }
 
 #[test]
+#[should_panic(expected = "activations: a value is −128")]
+fn a_value_without_a_negative_is_refused() {
+    Activations::from_rows(2, &[1, -127, -128, 127], &[1.0; 2]);
+}
+
+#[test]
 #[should_panic(expected = "activations: 7 values are not 2 rows of 4")]
 fn rows_that_are_not_whole_are_refused() {
     Activations::from_rows(4, &[0; 7], &[1.0; 2]);
