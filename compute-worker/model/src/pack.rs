@@ -23,7 +23,7 @@ use crate::tokenizer::Tokenizer;
 pub use draft::Draft;
 pub use error::PackError;
 pub use plain::{PackOptions, Recipe, UnknownRecipe, pack};
-pub use staging::ExistingTarget;
+pub use staging::{ExistingTarget, check_target};
 pub use stored::{Content, StoredRows};
 
 mod blob_writer;

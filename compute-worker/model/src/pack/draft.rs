@@ -49,8 +49,7 @@ impl Draft {
     /// Begins a bundle at `out`, or goes on with an interrupted one of the same `key`, which identifies everything that
     /// the bytes of the parts and of [`Draft::scratch`] depend on.
     ///
-    /// Parts taken over are as long as they were when they were made durable; they are not read again before
-    /// [`Draft::open`].
+    /// Parts taken over are read once, and packed again if their contents are not what was made durable.
     ///
     /// # Errors
     /// [`PackError::TargetExists`], [`PackError::TargetNotABundle`], [`PackError::InProgress`] while another packer

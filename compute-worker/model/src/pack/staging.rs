@@ -62,8 +62,8 @@ impl Staging {
         existing: ExistingTarget,
         fresh: State,
     ) -> Result<(Self, State), PackError> {
-        let target = std::path::absolute(target).map_err(io_error(target))?;
-        check_target(&target, existing)?;
+        check_target(target, existing)?;
+        let target = resolve(target)?;
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(PackError::TargetNotABundle { path: target });
         };
@@ -171,7 +171,7 @@ impl Staging {
             }
             self.clear().map(|()| fresh)
         })?;
-        state.forget_missing(&self.bundle);
+        state.forget_damaged(&self.bundle);
         let blobs = self.blobs();
         for folder in [&blobs, &self.scratch] {
             fs::create_dir_all(folder).map_err(io_error(folder))?;
@@ -210,10 +210,17 @@ impl Staging {
     }
 }
 
-/// Refuses early what publishing would refuse after minutes of work.
-pub(super) fn check_target(target: &Path, existing: ExistingTarget) -> Result<(), PackError> {
+/// Refuses early what publishing would refuse after hours of work. A packer that has anything lengthy to do before it takes
+/// a [`super::Draft`], such as hashing its source, calls this first.
+///
+/// # Errors
+/// [`PackError::TargetExists`], [`PackError::TargetNotABundle`], [`PackError::Io`].
+pub fn check_target(target: &Path, existing: ExistingTarget) -> Result<(), PackError> {
     let path = target.to_owned();
     let mut entries = match fs::read_dir(target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && without_slash(target).is_symlink() => {
+            return Err(PackError::TargetNotABundle { path });
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             return Err(PackError::TargetNotABundle { path });
@@ -227,6 +234,22 @@ pub(super) fn check_target(target: &Path, existing: ExistingTarget) -> Result<()
         ExistingTarget::Replace if target.join(oci::LAYOUT_FILE).is_file() => Ok(()),
         ExistingTarget::Replace => Err(PackError::TargetNotABundle { path }),
     }
+}
+
+/// The absolute path of a target, and if it exists that of the folder itself: a rename cannot put a folder in the place of
+/// a link, and what lies beside the link may be another file system.
+fn resolve(target: &Path) -> Result<PathBuf, PackError> {
+    match fs::canonicalize(target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::path::absolute(without_slash(target)).map_err(io_error(target))
+        }
+        resolved => resolved.map_err(io_error(target)),
+    }
+}
+
+/// With a slash behind it a link stands for what it points to.
+fn without_slash(path: &Path) -> PathBuf {
+    path.components().collect()
 }
 
 /// Makes the folder and locks it. The system releases the lock with the process, however that ends.

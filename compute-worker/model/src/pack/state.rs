@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::blob_writer::{StagedBlob, write_atomically};
 use super::error::{PackError, io_error};
@@ -70,13 +71,15 @@ impl State {
         Ok(Self { key, parts: parts.into_iter().map(part).collect::<Result<_, _>>()? })
     }
 
-    /// Forgets parts whose blobs are not what the state says of them.
-    pub(super) fn forget_missing(&mut self, bundle: &Path) {
+    /// Forgets parts whose blobs are not what the state says of them. Reads all of them: what a file system lost must not be
+    /// found out when the bundle is opened, which would be after all other parts have been packed.
+    pub(super) fn forget_damaged(&mut self, bundle: &Path) {
         self.parts.retain(|part, blob| {
             let path = bundle.join(blob.digest.path());
             // Not following links: a link is nothing that a packer made.
             let whole = fs::symlink_metadata(&path)
-                .is_ok_and(|metadata| metadata.is_file() && metadata.len() == blob.size);
+                .is_ok_and(|metadata| metadata.is_file() && metadata.len() == blob.size)
+                && digest(&path).is_ok_and(|digest| digest == blob.digest);
             if !whole {
                 tracing::warn!(%part, path = %path.display(), "a packed part is missing or damaged; packing it again");
             }
@@ -91,6 +94,20 @@ impl State {
         let stored = Stored { version: VERSION, key: self.key.clone(), parts };
         let json = serde_json::to_vec(&stored).map_err(|error| io_error(&path)(io::Error::from(error)))?;
         write_atomically(&path, &json)
+    }
+}
+
+/// Digest of a file's contents.
+fn digest(path: &Path) -> io::Result<Digest> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Digest::finish(hasher)),
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -90,6 +90,27 @@ fn a_folder_or_file_that_is_no_bundle_is_never_replaced() {
 }
 
 #[test]
+fn a_link_to_a_bundle_stays_and_the_bundle_is_replaced() {
+    let parent = tempfile::tempdir().unwrap();
+    let (elsewhere, link) = (parent.path().join("elsewhere"), parent.path().join("link"));
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(elsewhere.join("model"), &link).unwrap();
+    for name in ["link", "link/"] {
+        let refused = take(&parent.path().join(name), ExistingTarget::Replace);
+        assert!(matches!(refused, Err(PackError::TargetNotABundle { .. })), "{name} points nowhere");
+    }
+    publish(&elsewhere.join("model"), ExistingTarget::Refuse, "old");
+    assert!(matches!(check_target(&link, ExistingTarget::Refuse), Err(PackError::TargetExists { .. })));
+    for (name, index) in [("link", "new"), ("link/", "newer")] {
+        publish(&parent.path().join(name), ExistingTarget::Replace, index);
+        assert_eq!(fs::read(elsewhere.join("model").join(oci::INDEX_FILE)).unwrap(), index.as_bytes());
+        assert!(link.is_symlink());
+    }
+    assert_eq!(names(parent.path()), ["elsewhere", "link"]);
+    assert_eq!(names(&elsewhere), ["model"]);
+}
+
+#[test]
 fn one_packer_at_a_time() {
     let parent = tempfile::tempdir().unwrap();
     let target = parent.path().join("model");
@@ -155,7 +176,8 @@ fn parts_are_taken_over_by_the_same_key_only() {
 fn parts_whose_file_is_another_are_forgotten() {
     let parent = tempfile::tempdir().unwrap();
     let target = parent.path().join("model");
-    let break_file: [fn(&Path); 4] = [
+    let break_file: [fn(&Path); 5] = [
+        |path| fs::write(path, "tvelve").unwrap(),
         |path| fs::remove_file(path).unwrap(),
         |path| fs::write(path, "too long for twelve").unwrap(),
         |path| {
