@@ -3,9 +3,10 @@
 //!
 //! Numbers of the metadata are written as the 32-bit types that readers of GGUF expect wherever they fit.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -82,7 +83,10 @@ pub fn write_gguf(
     }
     let io = |source| GgufWriteError::Io { path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new().prefix(".gguf-").tempfile_in(folder).map_err(io)?;
+    // Temporary files are private unless told otherwise; a model is for whom the umask says.
+    let permissions = Permissions::from_mode(0o666);
+    let file =
+        tempfile::Builder::new().prefix(".gguf-").permissions(permissions).tempfile_in(folder).map_err(io)?;
     let mut out = Counted { inner: BufWriter::with_capacity(1 << 20, file.as_file()), written: 0 };
     out.write_all(&header(metadata, tensors)).map_err(io)?;
     for (index, tensor) in tensors.iter().enumerate() {
@@ -98,15 +102,14 @@ pub fn write_gguf(
     }
     out.pad().and_then(|()| out.inner.flush()).map_err(io)?;
     drop(out);
-    publish(file, path).map_err(io)
+    publish(file, path, folder).map_err(io)
 }
 
-fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
+fn publish(file: tempfile::NamedTempFile, path: &Path, folder: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
-    // Temporary files are private; a model is for everyone, within the umask's spirit.
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    file.persist(path).map(|_: File| ()).map_err(|error| error.error)
+    file.persist(path).map_err(|error| error.error)?;
+    // The name is durable with the folder.
+    File::open(folder)?.sync_all()
 }
 
 impl TensorPlan {
@@ -311,6 +314,10 @@ mod tests {
             Ok((range.start * columns..range.end * columns).map(|at| value(index, at)).collect())
         };
         write_gguf(&path, &metadata, &tensors, &mut rows).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+        let plain = folder.path().join("plain");
+        File::create(&plain).unwrap();
+        assert_eq!(mode(&path), mode(&plain), "as the umask says");
         let file = GgufFile::open(&path).unwrap();
         for (key, value) in &metadata {
             assert_eq!(file.metadata().get(key), Some(value), "{key}");
