@@ -168,6 +168,7 @@ mod tests {
 
     #[test]
     fn paley_gives_these_orders_up_to_the_bound() {
+        assert!(Paley::new(0).is_none());
         let missing: Vec<usize> = (1..=63).step_by(2).filter(|odd| Paley::new(4 * odd).is_none()).collect();
         assert_eq!(missing, [23, 29, 39, 43, 47, 59], "odd parts without a matrix");
         for order in (4..=MAX_ORDER).step_by(4) {

@@ -28,7 +28,7 @@ pub(super) struct Paley {
 impl Paley {
     /// The matrix of this order, if one of the two constructions gives it.
     pub(super) fn new(order: usize) -> Option<Self> {
-        if order > MAX_ORDER || !order.is_multiple_of(4) {
+        if !(4..=MAX_ORDER).contains(&order) || !order.is_multiple_of(4) {
             return None;
         }
         if let Some(field) = Field::new(order - 1) {
