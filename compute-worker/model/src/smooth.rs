@@ -78,6 +78,11 @@ pub enum SmoothError {
         /// Value found.
         value: f32,
     },
+    /// The inputs of the down projection are transformed, so no row of the up projection makes one of them.
+    #[error(
+        "a model with a Hadamard transform in its feed-forward cannot be smoothed; smooth it before it is rotated"
+    )]
+    Transformed,
     /// A weight could not be read.
     #[error("reading the weights to smooth")]
     Import(#[from] ImportError),
@@ -109,7 +114,8 @@ impl<'a> SmoothedSource<'a> {
     /// Reads every matrix of every block once, with all processors.
     ///
     /// # Errors
-    /// When `statistics` are not of this model, `alpha` is outside 0..=1, or a weight cannot be read.
+    /// When `statistics` are not of this model, `alpha` is outside 0..=1, the inputs of the down projection are transformed,
+    /// or a weight cannot be read.
     pub fn new(
         source: &'a dyn ModelSource,
         statistics: &ChannelMaxima,
@@ -117,6 +123,9 @@ impl<'a> SmoothedSource<'a> {
     ) -> Result<Self, SmoothError> {
         if !(0.0..=1.0).contains(&alpha) {
             return Err(SmoothError::Strength(alpha));
+        }
+        if source.config().ffn_hadamard.is_some() {
+            return Err(SmoothError::Transformed);
         }
         check(source.config(), statistics)?;
         let maxima = statistics.layers.iter().enumerate();

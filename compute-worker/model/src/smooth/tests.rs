@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::rotate::{RotateOptions, RotatedSource};
 use crate::source::open;
 
 fn tiny(name: &str) -> Box<dyn ModelSource> {
@@ -121,4 +122,13 @@ proptest! {
         let found = power(x, f64::from(exponent));
         prop_assert!((found / x.powf(f64::from(exponent)) - 1.0).abs() < 1e-12, "{found}");
     }
+}
+
+#[test]
+fn a_model_whose_feed_forward_is_transformed_is_refused() {
+    let source = tiny("qwen2.gguf");
+    let rotated = RotatedSource::new(source.as_ref(), RotateOptions::default()).unwrap();
+    assert!(rotated.config().ffn_hadamard.is_some());
+    let refused = SmoothedSource::new(&rotated, &outliers(rotated.config()), 0.5);
+    assert!(matches!(refused, Err(SmoothError::Transformed)));
 }
