@@ -16,7 +16,7 @@ use rookery_compute_worker::engine::EngineConfig;
 use rookery_compute_worker::probes::{self as recorded, Answers};
 use rookery_kernels::KvType;
 use rookery_model::bundle::{BundleInfo, PROBES_TYPE, Progress, QUANTIZATION_TYPE};
-use rookery_model::pack::{Draft, ExistingTarget, describe};
+use rookery_model::pack::{Draft, ExistingTarget, check_target, describe};
 use rookery_model::rotate::RotatedSource;
 use rookery_model::source::ModelSource;
 
@@ -92,6 +92,8 @@ pub fn pack(
     out: &Path,
     progress: &dyn Progress,
 ) -> Result<PackReport, QuantizeError> {
+    // Hashing the source of a large model takes minutes.
+    check_target(out, options.existing)?;
     let recipe = &options.recipe;
     let rotated = RotatedSource::new(source, recipe.rotate)?;
     let plan = Plan::new(rotated.config(), recipe)?;
@@ -102,7 +104,7 @@ pub fn pack(
     };
     let compute = Compute::new(threads);
     let texts = Texts::read(source, &plan)?;
-    // Refused early: a name, an existing target, a source that cannot be hashed.
+    // Refused early: a name, a source that cannot be hashed.
     let mut config = describe(&rotated, &options.name, &recipe.label(), Vec::new())?;
     let key = texts.key(&config.source_digest, recipe);
     let mut draft = Draft::create(out, options.existing, &key)?;

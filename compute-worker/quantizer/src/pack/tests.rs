@@ -1,9 +1,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rookery_model::bundle::{Bundle, NoProgress, Precision};
+use rookery_model::config::ModelConfig;
 use rookery_model::names::TensorName;
+use rookery_model::pack::PackError;
+use rookery_model::source::ImportError;
+use rookery_model::tokenizer::TokenizerConfig;
 use tempfile::TempDir;
 
 use super::*;
@@ -174,4 +179,41 @@ fn faults_are_named_before_anything_is_computed() {
     recipe.pins = vec!["nothing=w8".parse().unwrap()];
     assert!(refused(recipe).contains("nothing=w8 fits no tensor"));
     assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
+}
+
+/// A source that must not be asked for anything.
+struct Untouchable;
+
+impl ModelSource for Untouchable {
+    fn config(&self) -> &ModelConfig {
+        unreachable!("the config")
+    }
+
+    fn tensor_rows(&self, name: TensorName, _: Range<usize>) -> Result<Vec<f32>, ImportError> {
+        unreachable!("{name}")
+    }
+
+    fn tokenizer_json(&self) -> &str {
+        unreachable!("the tokenizer")
+    }
+
+    fn tokenizer_config(&self) -> &TokenizerConfig {
+        unreachable!("the tokenizer's config")
+    }
+
+    fn digest(&self) -> Result<String, ImportError> {
+        unreachable!("the digest")
+    }
+
+    fn description(&self) -> String {
+        unreachable!("the description")
+    }
+}
+
+#[test]
+fn an_existing_target_is_refused_before_the_source_is_read() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("photo"), "precious").unwrap();
+    let refused = pack(&Untouchable, &options(quick("w8")), folder.path(), &NoProgress);
+    assert!(matches!(refused, Err(QuantizeError::Pack(PackError::TargetExists { .. }))), "{refused:?}");
 }
