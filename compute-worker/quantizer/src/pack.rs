@@ -122,6 +122,7 @@ pub fn pack(
     };
     quantization.body_bits = plan.body_bits(&tensors);
     config.tensors = tensors;
+    quantization.check().map_err(QuantizeError::Record)?;
     draft.document(QUANTIZATION_TYPE, record::TITLE, &quantization.to_json())?;
     let mut answers = None;
     if options.probes {
