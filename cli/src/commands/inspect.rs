@@ -60,7 +60,7 @@ fn facts(rows: impl IntoIterator<Item = Fact>) -> Result<(), Failure> {
 
 fn bundle(args: &InspectArgs) -> Result<(), Failure> {
     let info = Bundle::inspect(&args.path).or_fail(unreadable(&args.path))?;
-    let quantization = quantization(&args.path)?;
+    let quantization = quantization(&args.path, args.units)?;
     if args.json {
         return output::json(&WithQuantization { info: &info, quantization: quantization.as_ref() });
     }
@@ -112,10 +112,18 @@ struct WithQuantization<'a> {
     quantization: Option<&'a Quantization>,
 }
 
-/// What the bundle says was done to it.
-fn quantization(path: &Path) -> Result<Option<Quantization>, Failure> {
+/// What the bundle says was done to it. A document that this program does not understand is no reason to show nothing of
+/// the bundle, unless it is what was asked for.
+fn quantization(path: &Path, asked: bool) -> Result<Option<Quantization>, Failure> {
     let document = Bundle::read_document(path, QUANTIZATION_TYPE).or_fail(unreadable(path))?;
-    document.map(|json| Quantization::parse(&json).or_fail(unreadable(path))).transpose()
+    let Some(json) = document else { return Ok(None) };
+    match Quantization::parse(&json) {
+        Err(fault) if !asked => {
+            output::note(format_args!("warning: cannot show how the model was quantised: {fault}"));
+            Ok(None)
+        }
+        parsed => parsed.map(Some).or_fail(unreadable(path)),
+    }
 }
 
 fn quantization_facts(quantization: &Quantization) -> Vec<Fact> {

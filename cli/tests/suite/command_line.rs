@@ -1,5 +1,8 @@
 //! Exit codes, help and configuration of the real program.
 
+use rookery_model::bundle::{Bundle, NoProgress, QUANTIZATION_TYPE};
+use rookery_model::pack::{Draft, ExistingTarget};
+
 use crate::support::{fixture, rookery, run, tiny_bundle};
 
 #[test]
@@ -106,6 +109,27 @@ fn the_configuration_page_names_every_setting() {
     }
     walk("", &dump, page, &mut missing);
     assert!(missing.is_empty(), "docs/config.md lacks {missing:?}");
+}
+
+#[test]
+fn a_bundle_quantised_by_a_newer_version_is_shown_without_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = Bundle::open(&tiny_bundle(folder.path()), &NoProgress).unwrap();
+    let newer = folder.path().join("newer");
+    let mut draft = Draft::create(&newer, ExistingTarget::Refuse, "newer").unwrap();
+    let config = &bundle.info().config;
+    config.parts().for_each(|part| draft.copy_part(&bundle, part).unwrap());
+    draft.document(QUANTIZATION_TYPE, "quantization.json", br#"{"version":99}"#).unwrap();
+    draft.publish(config, rookery_model::source::open(&fixture("qwen2.gguf")).unwrap().as_ref()).unwrap();
+    for (flag, shown) in [("--tensors", "token_embd.weight"), ("--json", "\"digest\"")] {
+        let (code, text, error) = run(rookery().arg("inspect").arg(&newer).arg(flag));
+        assert_eq!(code, Some(0), "{error}");
+        assert!(text.contains(shown), "{text}");
+        assert!(error.starts_with("warning: ") && error.contains("version 99"), "{error}");
+    }
+    let (code, _, error) = run(rookery().arg("inspect").arg(&newer).arg("--units"));
+    assert_eq!(code, Some(1));
+    assert!(error.contains("version 99"), "{error}");
 }
 
 #[test]
