@@ -63,7 +63,9 @@ pub enum QuantizeError {
     #[error("the packed bundle does not read back")]
     Bundle(#[from] BundleError),
     /// What was measured makes no sense.
-    #[error("cannot record how the model was quantised: {0}; look for values in the source that are not finite")]
+    #[error(
+        "cannot record how the model was quantised: {0}; look for values in the source that are not finite"
+    )]
     Record(String),
     /// Probes could not be recorded, or too many answers were lost.
     #[error(transparent)]
