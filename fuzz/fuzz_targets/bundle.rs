@@ -13,10 +13,12 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use rookery_compute_worker::probes::ProbeSet;
 use rookery_model::bundle::{
     BundleConfig, Part, Precision, SCHEMA_VERSION, SegmentEntry, TensorEntry, check_documents, check_weight_blob,
 };
 use rookery_model::config::{Architecture, ModelConfig};
+use rookery_quantizer::pack::Quantization;
 
 /// One block of 32 wide: a whole blob is a few kilobytes.
 static CONFIG: LazyLock<BundleConfig> = LazyLock::new(|| {
@@ -66,10 +68,12 @@ static CONFIG: LazyLock<BundleConfig> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, bytes)) = bytes.split_first() else { return };
-    let part = match kind % 4 {
-        0 => Part::Embedding,
-        1 => Part::Block(0),
+    let part = match kind % 8 {
+        0 | 4 => Part::Embedding,
+        1 | 5 => Part::Block(0),
         2 => Part::Head,
+        6 => return drop(ProbeSet::parse(bytes, CONFIG.model.vocab)),
+        7 => return drop(Quantization::parse(bytes)),
         _ => return documents(bytes),
     };
     let _ = check_weight_blob(&CONFIG, part, bytes);

@@ -73,6 +73,10 @@ def main():
     config = blob(json.loads(manifest)["config"])
     lengths = [struct.pack("<H", len(document)) for document in (index, manifest)]
     (output / "documents").write_bytes(b"\x03" + lengths[0] + index + lengths[1] + manifest + config)
+    for layer in json.loads(manifest)["layers"]:
+        title = layer["annotations"]["org.opencontainers.image.title"]
+        if kind := {"probes.json": 6, "quantization.json": 7}.get(title):
+            (output / title).write_bytes(bytes([kind]) + blob(layer))
 
 
 if __name__ == "__main__":
