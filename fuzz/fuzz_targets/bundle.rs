@@ -15,7 +15,8 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use rookery_compute_worker::probes::ProbeSet;
 use rookery_model::bundle::{
-    BundleConfig, Part, Precision, SCHEMA_VERSION, SegmentEntry, TensorEntry, check_documents, check_weight_blob,
+    BundleConfig, Part, Precision, SCHEMA_VERSION, SegmentEntry, TensorEntry, check_documents,
+    check_weight_blob,
 };
 use rookery_model::config::{Architecture, ModelConfig};
 use rookery_quantizer::pack::Quantization;
