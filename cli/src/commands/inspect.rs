@@ -132,6 +132,9 @@ fn quantization_facts(quantization: &Quantization) -> Vec<Fact> {
         ("block bits", format!("{:.3} per weight", quantization.body_bits)),
         ("rotations", rotation.description.clone()),
     ];
+    if let Some(strength) = quantization.smooth {
+        rows.push(("smoothing", format!("strength {strength}, before rotation")));
+    }
     if quantization.untied_head {
         rows.push((
             "untied",

@@ -29,6 +29,7 @@ use crate::progress::TerminalProgress;
            w4-rounding = \"gptq\"        # gptq or nearest
            w8-rounding = \"nearest\"     # likewise
            pins = [\"blk.0.*=w8\"]       # the last that fits a tensor decides
+           smooth = 0.5                 # 0 to 1: outliers of activations move into weights; left out: none
            [rotate]                     # orthogonal transforms that spread outliers
            residual = true              # between layers, folded into weights
            heads = true                 # between v and o, folded into weights

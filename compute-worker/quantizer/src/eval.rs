@@ -172,6 +172,15 @@ pub enum EvalError {
         /// What differs.
         what: String,
     },
+    /// The bundle was smoothed, which cannot be done again without the text that it was done by.
+    #[error(
+        "the bundle was packed with smooth = {strength}; comparing layers knows only transforms that need no text: pack \
+         without smoothing to look into layers"
+    )]
+    Smoothed {
+        /// How strongly.
+        strength: f32,
+    },
     /// The bundle says that it was transformed in a way that this program does not know.
     #[error("the bundle's quantization record {fault}; a newer version packed it, or it is damaged")]
     Record {

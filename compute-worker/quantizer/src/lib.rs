@@ -26,3 +26,4 @@ pub mod prune;
 pub mod recipe;
 pub mod scales;
 pub mod sensitivity;
+pub mod smoothing;

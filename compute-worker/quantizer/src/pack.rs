@@ -7,6 +7,8 @@
 //!                    w8 is done here                      w4 is done here            mixed: rows copied from base and low
 //! ```
 //!
+//! A recipe that smooths has the source smoothed before it is rotated, by what [`smoothing`] finds.
+//!
 //! Everything is kept in the staging folder of the [`Draft`] as it is done, under a key of all that it depends on. Memory
 //! holds one matrix in f32, one Hessian with its factors, and the scratch of one batch of the calibration text.
 
@@ -18,11 +20,13 @@ use rookery_kernels::KvType;
 use rookery_model::bundle::{BundleInfo, PROBES_TYPE, Progress, QUANTIZATION_TYPE};
 use rookery_model::pack::{Draft, ExistingTarget, check_target, describe};
 use rookery_model::rotate::RotatedSource;
+use rookery_model::smooth::SmoothedSource;
 use rookery_model::source::ModelSource;
 
 use crate::linalg::Compute;
 use crate::probes;
 use crate::recipe::Recipe;
+use crate::smoothing;
 use plan::Plan;
 use stages::Stages;
 use texts::Texts;
@@ -95,8 +99,9 @@ pub fn pack(
     // Hashing the source of a large model takes minutes.
     check_target(out, options.existing)?;
     let recipe = &options.recipe;
-    let rotated = RotatedSource::new(source, recipe.rotate)?;
-    let plan = Plan::new(rotated.config(), recipe)?;
+    // Smoothing leaves shapes as they are, and what it measures is kept in the draft that comes first.
+    let unsmoothed = RotatedSource::new(source, recipe.rotate)?;
+    let plan = Plan::new(unsmoothed.config(), recipe)?;
     let capacity = if plan.is_mixed() { plan.capacity()? } else { 0 };
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -105,9 +110,15 @@ pub fn pack(
     let compute = Compute::new(threads);
     let texts = Texts::read(source, &plan)?;
     // Refused early: a name, a source that cannot be hashed.
-    let mut config = describe(&rotated, &options.name, &recipe.label(), Vec::new())?;
+    let mut config = describe(&unsmoothed, &options.name, &recipe.label(), Vec::new())?;
     let key = texts.key(&config.source_digest, recipe);
     let mut draft = Draft::create(out, options.existing, &key)?;
+    let smoothed = smooth(source, recipe, &texts, &compute, draft.scratch(), progress)?;
+    let rotated = match &smoothed {
+        Some(smoothed) => RotatedSource::new(smoothed, recipe.rotate)?,
+        None => unsmoothed,
+    };
+    config.source = rotated.description().replace(char::is_control, " ");
     let stages = Stages { plan: &plan, source: &rotated, compute: &compute, key: &key, progress };
     let mut quantization = texts.record(&plan, &rotated, source.config().tied_head);
     let tensors = if plan.is_mixed() {
@@ -121,7 +132,7 @@ pub fn pack(
         stages.plain(&mut draft)?
     };
     quantization.body_bits = plan.body_bits(&tensors);
-    config.tensors = tensors;
+    config.tensors = plan.in_order(tensors);
     quantization.check().map_err(QuantizeError::Record)?;
     draft.document(QUANTIZATION_TYPE, record::TITLE, &quantization.to_json())?;
     let mut answers = None;
@@ -140,6 +151,20 @@ pub fn pack(
     }
     let bundle = draft.publish(&config, &rotated)?;
     Ok(PackReport { bundle, quantization, answers })
+}
+
+/// The source with outliers of its activations moved into its weights, where the recipe asks for it.
+fn smooth<'a>(
+    source: &'a dyn ModelSource,
+    recipe: &Recipe,
+    texts: &Texts,
+    compute: &Compute,
+    scratch: &Path,
+    progress: &dyn Progress,
+) -> Result<Option<SmoothedSource<'a>>, QuantizeError> {
+    let (Some(strength), Some(sequences)) = (recipe.smooth, &texts.calibration) else { return Ok(None) };
+    let maxima = smoothing::maxima(source, compute, sequences, scratch, progress)?;
+    Ok(Some(SmoothedSource::new(source, &maxima, strength)?))
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@
 //! # The last of these that fits a tensor decides, whatever the budget. `*` is any run of characters, `?` any one;
 //! # ".weight" at the end may be left out.
 //! pins = ["blk.0.*=w8", "blk.*.attn_v=w8"]
+//! # Before any rotation, moves outliers of activations into weights: the largest inputs of each channel, as the calibration
+//! # text shows them, count with this power, 0 to 1. Left out, nothing is moved.
+//! smooth = 0.5
 //!
 //! # Orthogonal transforms that spread outliers over all channels.
 //! [rotate]
@@ -83,6 +86,9 @@ pub struct Recipe {
     pub w8_rounding: Rounding,
     /// Precisions that are given; the last one that fits a tensor counts.
     pub pins: Vec<Pin>,
+    /// Strength of smoothing, 0 to 1 (SmoothQuant's α); none where nothing is smoothed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<f32>,
     /// Rotations.
     pub rotate: RotateOptions,
     /// Text that activations are taken from.
@@ -194,6 +200,7 @@ impl Default for Recipe {
             w4_rounding: Rounding::Gptq,
             w8_rounding: Rounding::Nearest,
             pins: Vec::new(),
+            smooth: None,
             rotate: RotateOptions::default(),
             calibration: Calibration::default(),
             sensitivity: Sensitivity::default(),
@@ -277,6 +284,9 @@ impl Recipe {
             if precision == Precision::F32 {
                 return field(name, "is f32; choose w8 or w4");
             }
+        }
+        if let Some(strength) = self.smooth.filter(|strength| !(0.0..=1.0).contains(strength)) {
+            return field("smooth", &format!("is {strength}, outside 0..=1"));
         }
         let (calibration, sensitivity) = (&self.calibration, &self.sensitivity);
         range("calibration.tokens", calibration.tokens, 64, 1 << 20)?;

@@ -66,6 +66,9 @@ pub fn by_layer(
 ) -> Result<LayerReport, EvalError> {
     let began = Instant::now();
     let record = Quantization::of(bundle).map_err(|fault| EvalError::Record { fault })?;
+    if let Some(strength) = record.as_ref().and_then(|record| record.smooth) {
+        return Err(EvalError::Smoothed { strength });
+    }
     let same_source = source.digest()? == bundle.info().config.source_digest;
     let rotated = record
         .as_ref()

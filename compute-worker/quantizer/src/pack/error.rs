@@ -6,6 +6,7 @@ use rookery_compute_worker::model::forward::ForwardError;
 use rookery_model::bundle::BundleError;
 use rookery_model::pack::PackError;
 use rookery_model::rotate::RotateError;
+use rookery_model::smooth::SmoothError;
 use rookery_model::source::ImportError;
 
 use crate::calibration::CalibrationError;
@@ -42,6 +43,9 @@ pub enum QuantizeError {
     /// The source cannot be rotated.
     #[error("cannot rotate the model")]
     Rotate(#[from] RotateError),
+    /// The source cannot be smoothed.
+    #[error("cannot smooth the model")]
+    Smooth(#[from] SmoothError),
     /// The calibration text cannot be used.
     #[error("calibration text")]
     Calibration(#[from] CalibrationError),

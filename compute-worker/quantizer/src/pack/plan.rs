@@ -132,6 +132,14 @@ impl Plan {
         std::iter::once(Part::Embedding).chain((0..self.model.layers).map(Part::Block)).chain(head)
     }
 
+    /// Tensors of all parts in the order of a bundle's config: a tied head's norm is in the embedding's part, and comes after
+    /// the blocks.
+    pub(super) fn in_order(&self, mut tensors: Vec<TensorEntry>) -> Vec<TensorEntry> {
+        let places: BTreeMap<TensorName, usize> = self.model.tensor_names().into_iter().zip(0..).collect();
+        tensors.sort_by_key(|entry| places.get(&entry.name).copied());
+        tensors
+    }
+
     /// Bits per weight of the blocks' matrices.
     pub(super) fn body_bits(&self, entries: &[TensorEntry]) -> f64 {
         let body = || entries.iter().filter(|entry| is_body(entry.name));

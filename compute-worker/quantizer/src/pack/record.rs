@@ -30,6 +30,9 @@ pub struct Quantization {
     pub w8_rounding: Rounding,
     /// How weights became int4.
     pub w4_rounding: Rounding,
+    /// Strength of the smoothing in the weights, which came before rotation; none where nothing was smoothed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<f32>,
     /// Rotations in the weights.
     pub rotation: RotationRecord,
     /// Whether the source's head was tied to its embedding and is not any more, since rotation makes them different.

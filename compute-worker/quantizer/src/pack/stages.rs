@@ -80,7 +80,7 @@ impl Stages<'_> {
         name: &str,
         tensors: Vec<TensorEntry>,
     ) -> Result<(), QuantizeError> {
-        let config = describe(self.source, name, name, tensors)?;
+        let config = describe(self.source, name, name, self.plan.in_order(tensors))?;
         draft.publish(&config, self.source)?;
         Ok(())
     }
@@ -104,7 +104,8 @@ impl Stages<'_> {
                 self.rounded_parts(draft, &format!("packing {part}"), &[(part, entries)])?;
             }
         }
-        let Some(sequences) = sequences else {
+        // A recipe that smooths has sequences even where it rounds without them.
+        let Some(sequences) = sequences.filter(|_| self.plan.calibrates()) else {
             let blocks: Vec<_> = (0..self.plan.model.layers)
                 .map(|layer| (Part::Block(layer), self.plan.low_entries(Part::Block(layer))))
                 .collect();

@@ -3,15 +3,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rookery_compute_worker::backend::CpuBackend;
+use rookery_kernels::Kernels;
 use rookery_model::bundle::{Bundle, NoProgress, Precision};
 use rookery_model::config::ModelConfig;
 use rookery_model::names::TensorName;
 use rookery_model::pack::PackError;
+use rookery_model::rotate::RotateOptions;
 use rookery_model::source::ImportError;
 use rookery_model::tokenizer::TokenizerConfig;
 use tempfile::TempDir;
 
 use super::*;
+use crate::eval::layers::{LayerOptions, by_layer};
+use crate::eval::{EvalError, EvalOptions, Model, NoEvalProgress, Subject, Text, evaluate};
 use crate::recipe::{Budget, HeadSensitivity};
 
 fn tiny(model: &str) -> Box<dyn ModelSource> {
@@ -30,6 +35,12 @@ fn quick(name: &str) -> Recipe {
 fn mixed(bits: f64) -> Recipe {
     Recipe { budget: Some(Budget::BodyBits(bits)), ..quick("mixed") }
 }
+
+fn smooth(name: &str) -> Recipe {
+    Recipe { smooth: Some(0.5), ..quick(name) }
+}
+
+const UNROTATED: RotateOptions = RotateOptions { residual: false, heads: false, ffn: false };
 
 fn options(recipe: Recipe) -> QuantizeOptions {
     QuantizeOptions { probes: false, threads: 2, ..QuantizeOptions::new("tiny", recipe) }
@@ -56,7 +67,7 @@ fn packed(model: &str, recipe: Recipe) -> Packed {
 #[test]
 fn the_same_recipe_gives_the_same_bytes_on_any_number_of_threads() {
     for model in ["llama3", "qwen2", "qwen3"] {
-        for recipe in [quick("w8"), quick("w4"), mixed(7.0)] {
+        for recipe in [quick("w8"), quick("w4"), mixed(7.0), smooth("w8"), smooth("w4")] {
             let first = packed(model, recipe.clone());
             let folder = TempDir::new().unwrap();
             let one = QuantizeOptions { threads: 1, ..options(recipe) };
@@ -81,23 +92,75 @@ impl Progress for Interrupter {
 
 #[test]
 fn an_interrupted_run_is_taken_up_and_ends_with_the_same_bytes() {
-    let whole = packed("qwen2", mixed(7.0));
-    let source = tiny("qwen2");
-    let folder = TempDir::new().unwrap();
-    let out = folder.path().join("bundle");
-    let mut steps = 3;
-    // Each run gets a little further than the one before.
-    let report = loop {
-        assert!(steps < 100_000, "never ends");
-        let interrupter = Interrupter(AtomicUsize::new(steps));
-        let run = || pack(source.as_ref(), &options(mixed(7.0)), &out, &interrupter);
-        match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(report) => break report.unwrap(),
-            Err(_) => assert!(!out.exists()),
+    for recipe in [mixed(7.0), smooth("w8")] {
+        let whole = packed("qwen2", recipe.clone());
+        let source = tiny("qwen2");
+        let folder = TempDir::new().unwrap();
+        let out = folder.path().join("bundle");
+        let mut steps = 3;
+        // Each run gets a little further than the one before.
+        let report = loop {
+            assert!(steps < 100_000, "never ends");
+            let interrupter = Interrupter(AtomicUsize::new(steps));
+            let run = || pack(source.as_ref(), &options(recipe.clone()), &out, &interrupter);
+            match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(report) => break report.unwrap(),
+                Err(_) => assert!(!out.exists()),
+            }
+            steps = steps * 5 / 4 + 1;
+        };
+        assert_eq!(report, whole.report);
+    }
+}
+
+/// Mean KL divergence from the source, in nats.
+fn divergence(source: &dyn ModelSource, bundle: &Bundle) -> f64 {
+    let subject = |model| Subject { name: String::new(), size_bytes: 0, model };
+    let backend = Box::new(CpuBackend::new(Kernels::detect()));
+    let candidate = Model::Bundle { bundle, backend, kv_type: KvType::F16 };
+    let options = EvalOptions { tokens: Some(512), sequence: 64, threads: 2 };
+    let (candidates, reference) = (vec![subject(candidate)], subject(Model::Source(source)));
+    let report = evaluate(candidates, Some(reference), &Text::builtin(), &options, &NoEvalProgress).unwrap();
+    report.candidates[0].kl.unwrap().mean.value
+}
+
+#[test]
+fn smoothed_bundles_stay_as_near_to_their_source() {
+    for model in ["llama3", "qwen2", "qwen3"] {
+        let source = tiny(model);
+        for rotate in [UNROTATED, RotateOptions::default()] {
+            let [plain, smoothed] = [quick("w8"), smooth("w8")].map(|recipe| {
+                let packed = packed(model, Recipe { rotate, ..recipe });
+                let bundle = Bundle::open(&packed.path(), &NoProgress).unwrap();
+                (divergence(source.as_ref(), &bundle), bundle)
+            });
+            assert!(smoothed.0 > 0.0 && smoothed.0 < 2.0 * plain.0, "{model}: {} {}", smoothed.0, plain.0);
+            assert_ne!(smoothed.1.info().digest, plain.1.info().digest);
+            let config = |bundle: &Bundle| bundle.info().config.clone();
+            assert_eq!(config(&smoothed.1).source_digest, config(&plain.1).source_digest);
+            assert!(config(&smoothed.1).source.contains("smoothed: 0.5"));
+            let record = Quantization::of(&smoothed.1).unwrap().unwrap();
+            assert_eq!((record.smooth, record.calibration.map(|text| text.tokens)), (Some(0.5), Some(512)));
         }
-        steps = steps * 5 / 4 + 1;
-    };
-    assert_eq!(report, whole.report);
+    }
+}
+
+#[test]
+fn smoothing_is_recorded_and_layers_of_such_bundles_are_not_judged() {
+    let packed = packed("qwen2", smooth("w8"));
+    let record = &packed.report.quantization;
+    let json = String::from_utf8(record.to_json()).unwrap();
+    assert!(json.contains(r#""smooth":0.5,"#), "{json}");
+    assert_eq!(Quantization::parse(json.as_bytes()).as_ref(), Ok(record));
+    let before = Quantization { smooth: None, ..record.clone() };
+    let json_before = json.replace(r#""smooth":0.5,"#, "");
+    assert_eq!(Quantization::parse(json_before.as_bytes()).as_ref(), Ok(&before));
+    assert_eq!(before.to_json(), json_before.as_bytes());
+    let bundle = Bundle::open(&packed.path(), &NoProgress).unwrap();
+    let backend = Box::new(CpuBackend::new(Kernels::detect()));
+    let options = LayerOptions { tokens: vec![1, 2, 3], kv_type: KvType::F16, threads: 1 };
+    let refused = by_layer(&bundle, tiny("qwen2").as_ref(), backend, &options, &NoEvalProgress).map(drop);
+    assert!(matches!(refused, Err(EvalError::Smoothed { strength: 0.5 })), "{refused:?}");
 }
 
 #[test]
@@ -175,6 +238,7 @@ fn faults_are_named_before_anything_is_computed() {
     let mut recipe = quick("w4");
     recipe.calibration.texts = vec!["no-such-file".into()];
     assert_eq!(refused(recipe), "calibration text");
+    assert_eq!(refused(Recipe { smooth: Some(1.5), ..quick("w8") }), "recipe");
     let mut recipe = quick("w8");
     recipe.pins = vec!["nothing=w8".parse().unwrap()];
     assert!(refused(recipe).contains("nothing=w8 fits no tensor"));

@@ -17,7 +17,7 @@ const BATCH_BYTES: usize = 3 << 30;
 
 /// Sequences that go through the model.
 pub(super) struct Texts {
-    /// To round with.
+    /// To smooth and to round with.
     pub(super) calibration: Option<Sequences>,
     /// To measure sensitivities with.
     pub(super) sensitivity: Option<Sequences>,
@@ -33,8 +33,8 @@ impl Texts {
             let tokens = tokens.min(most / sequence * sequence);
             Sequences::read(source, &calibration.texts, tokens, sequence)
         };
-        let rounding =
-            plan.calibrates().then(|| read(calibration.tokens, calibration.sequence)).transpose()?;
+        let watched = plan.calibrates() || plan.recipe.smooth.is_some();
+        let rounding = watched.then(|| read(calibration.tokens, calibration.sequence)).transpose()?;
         let measuring =
             plan.is_mixed().then(|| read(sensitivity.tokens, sensitivity.sequence)).transpose()?;
         Ok(Self { calibration: rounding, sensitivity: measuring })
@@ -70,6 +70,7 @@ impl Texts {
             pins: recipe.pins.clone(),
             w8_rounding: recipe.w8_rounding,
             w4_rounding: recipe.w4_rounding,
+            smooth: recipe.smooth,
             rotation: RotationRecord { options: recipe.rotate, description: source.describe() },
             untied_head: was_tied && !source.config().tied_head,
             calibration: self.calibration.as_ref().map(|sequences| CalibrationRecord {

@@ -16,6 +16,7 @@ fn the_documented_file_is_the_default_mixed_recipe_but_for_its_pins() {
     assert_eq!(recipe.pins.len(), 2);
     recipe.pins.clear();
     assert_eq!(recipe.budget.take(), Some(DEFAULT_BUDGET));
+    assert_eq!(recipe.smooth.take(), Some(0.5));
     assert_eq!(recipe, Recipe::named("mixed").unwrap());
 }
 
@@ -24,6 +25,7 @@ fn recipes_survive_toml_and_json() {
     let mut recipe = Recipe::named("mixed").unwrap();
     recipe.budget = Some(Budget::WeightBytes(4_939_212_390));
     recipe.pins = vec!["blk.*.ffn_down=w8".parse().unwrap()];
+    recipe.smooth = Some(0.7);
     let toml = toml::to_string(&recipe).unwrap();
     assert_eq!(toml::from_str::<Recipe>(&toml).unwrap(), recipe);
     let json = serde_json::to_string(&recipe).unwrap();
@@ -45,6 +47,9 @@ fn files_are_refused_with_the_field_at_fault() {
     assert!(refused("head = \"f32\"").contains("head is f32"));
     assert!(refused("[calibration]\ntokens = 1").contains("calibration.tokens is 1"));
     assert!(refused("[sensitivity]\nstride = 999").contains("sensitivity.stride is 999"));
+    for strength in ["-0.1", "1.01", "2", "inf", "nan"] {
+        assert!(refused(&format!("smooth = {strength}")).contains("outside 0..=1"), "{strength}");
+    }
     assert!(refused("pins = [\"x=w5\"]").contains("PATTERN=w8"));
     std::fs::write(&path, "bits = \"w4\"\n[calibration]\ntexts = [\"a.txt\"]").unwrap();
     assert_eq!(Recipe::read(&path).unwrap().calibration.texts, [folder.path().join("a.txt")]);
