@@ -276,9 +276,9 @@ mod tests {
             let predicted = decode(&board, name, Precision::W8, Place::Npu);
             let error = 100.0 * (predicted / published - 1.0);
             println!("| {name} | {published} | {predicted:.2} | {error:+.1} % |");
-            // The larger the model, the less else there is than reading weights.
-            let most = if published > 20.0 { 45.0 } else { 15.0 };
-            assert!(error.abs() < most, "{name}: {predicted:.2} predicted, {published} published");
+            // Four submissions a block, where the closed runtime seems to make two, slow small models down.
+            let least = if published > 10.0 { -45.0 } else { -15.0 };
+            assert!(error > least && error < 10.0, "{name}: {predicted:.2} predicted, {published} published");
         }
     }
 
