@@ -15,6 +15,7 @@ use crate::output;
 mod layers;
 mod meter;
 mod models;
+mod probes;
 mod table;
 
 use meter::EvalMeter;
@@ -29,13 +30,15 @@ the differences between sequences. Bits are those of all files for each paramete
 
 --by-layer measures something else: each linear layer's output against the reference's weights, on the inputs that
 the layer had. It names tensors with wrong scales and places where rounding is wrong, and fails if there are any.
+--probes replays the answers that bundles carry, and fails if a bit of their logits differs here.
 
 Examples:
   rookery eval qwen-w8 --reference model.gguf
   rookery eval qwen-w8 qwen-w4 other.Q4_0.gguf --reference model.gguf --tokens 4096
   rookery eval qwen-w8 --reference model.gguf --kv-cache-type f16,int8
   rookery eval qwen-w4 --reference model.gguf --text notes.txt --max-kl 0.055 --json
-  rookery eval qwen-w4 --reference model.gguf --by-layer"
+  rookery eval qwen-w4 --reference model.gguf --by-layer
+  rookery eval qwen-w4 --probes"
 )]
 pub struct EvalArgs {
     /// Bundles, which run on the engine, and .gguf files or Hugging Face folders, which run in f32.
@@ -73,6 +76,9 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = 256, requires = "by_layer",
         value_parser = clap::value_parser!(u32).range(16..=4096))]
     layer_tokens: u32,
+    /// Replay the answers recorded when the bundles were packed, instead of measuring predictions.
+    #[arg(long, conflicts_with_all = ["by_layer", "reference", "text", "tokens"])]
+    probes: bool,
     /// Write JSON.
     #[arg(long)]
     json: bool,
@@ -110,6 +116,9 @@ pub fn run(args: &EvalArgs, config: &Config) -> Result<(), Failure> {
     let backends = Backends::open(&backend).or_fail(|| "no backend".to_owned())?;
     let setting = Setting { backends, kernels, threads: engine.threads, texts };
     let models = args.models.iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
+    if args.probes {
+        return probes::run(args, &setting, &models, &engine);
+    }
     let reference = args.reference.as_deref().map(Opened::open).transpose()?;
     match reference {
         Some(reference) if args.by_layer => layers::run(args, &setting, &models, &reference),
