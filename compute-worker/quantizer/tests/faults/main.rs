@@ -3,6 +3,7 @@
 
 mod altered;
 mod backends;
+mod careless;
 mod support;
 
 use rookery_kernels::KvType;
@@ -143,7 +144,7 @@ fn a_wrong_rule_for_ties_is_seen_though_no_input_is_a_tie() {
 #[test]
 fn a_backend_that_computes_wrongly_is_not_blamed_on_weights() {
     let packed = Packed::new("llama3", "plain w8");
-    let report = packed.judge(Box::new(backends::Careless::default()), KvType::F16);
+    let report = packed.judge(Box::new(careless::Careless::default()), KvType::F16);
     assert!(report.findings.iter().any(|finding| finding.fault == Fault::Products), "{:#?}", report.findings);
     assert!(report.findings.iter().all(|finding| finding.fault == Fault::Products), "{:#?}", report.findings);
 }
