@@ -146,6 +146,7 @@ impl Quantization {
             false => Err(format!("{what} is {value}, not a finite number")),
         };
         finite("the size in bits per weight", self.body_bits)?;
+        finite("the share of smoothing", f64::from(self.smooth.unwrap_or(0.0)))?;
         for Unit { tensor, first_row, rows, kl, .. } in &self.units {
             if *rows == 0 || first_row.checked_add(*rows).is_none() {
                 return Err(format!("a unit of {tensor} has {rows} rows from row {first_row}"));
