@@ -340,13 +340,17 @@ fn a_staged_part_that_was_damaged_is_found_before_it_is_computed_with() {
     for part in config.parts() {
         write_rounded(&mut first, &source, &config, part);
     }
-    drop(first);
     for entry in fs::read_dir(parent.path().join(".model.packing/bundle/blobs/sha256")).unwrap() {
         let path = entry.unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
         bytes[4096] ^= 0x10;
         fs::write(&path, bytes).unwrap();
     }
-    let error = draft(&target).open(&config, &source).unwrap_err();
+    let error = first.open(&config, &source).unwrap_err();
     assert!(chain(&error).contains("its weights add up to"), "{}", chain(&error));
+    drop(first);
+    let second = draft(&target);
+    for part in config.parts() {
+        assert!(!second.has(part), "{part}");
+    }
 }
