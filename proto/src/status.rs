@@ -36,13 +36,37 @@ pub enum Reason {
     NumericFault,
     /// The client did not read the answer.
     NotRead,
+    /// The call has no usable bearer token or certificate.
+    Unauthenticated,
+    /// The bearer token's role does not allow the call.
+    RoleTooLow,
+    /// There is no such version, alias, gateway, roll-out, token or blob.
+    ObjectNotFound,
+    /// The name of the version is taken by other contents: versions do not change.
+    VersionExists,
+    /// An alias, a roll-out or a gateway needs what is to be deleted.
+    VersionInUse,
+    /// Bytes do not have the digest that they should have.
+    DigestMismatch,
+    /// Another roll-out that is not over has one of the gateways.
+    RolloutOverlaps,
+    /// The roll-out has ended, or is in a state in which the order makes no sense.
+    RolloutOver,
+    /// Somebody else changed the same thing at the same moment.
+    Conflict,
+    /// The gateway holds a newer assignment.
+    StaleGeneration,
+    /// The gateway holds another assignment of the same generation.
+    GenerationConflict,
+    /// The database or the artifact store failed.
+    StorageFailed,
     /// A defect of the server that has no name of its own.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 24] = [
         Reason::InvalidField,
         Reason::PromptTooLong,
         Reason::ModelNotFound,
@@ -54,6 +78,18 @@ impl Reason {
         Reason::EngineFailed,
         Reason::NumericFault,
         Reason::NotRead,
+        Reason::Unauthenticated,
+        Reason::RoleTooLow,
+        Reason::ObjectNotFound,
+        Reason::VersionExists,
+        Reason::VersionInUse,
+        Reason::DigestMismatch,
+        Reason::RolloutOverlaps,
+        Reason::RolloutOver,
+        Reason::Conflict,
+        Reason::StaleGeneration,
+        Reason::GenerationConflict,
+        Reason::StorageFailed,
         Reason::Internal,
     ];
 
@@ -71,6 +107,18 @@ impl Reason {
             Reason::EngineFailed => "ENGINE_FAILED",
             Reason::NumericFault => "NUMERIC_FAULT",
             Reason::NotRead => "NOT_READ",
+            Reason::Unauthenticated => "UNAUTHENTICATED",
+            Reason::RoleTooLow => "ROLE_TOO_LOW",
+            Reason::ObjectNotFound => "OBJECT_NOT_FOUND",
+            Reason::VersionExists => "VERSION_EXISTS",
+            Reason::VersionInUse => "VERSION_IN_USE",
+            Reason::DigestMismatch => "DIGEST_MISMATCH",
+            Reason::RolloutOverlaps => "ROLLOUT_OVERLAPS",
+            Reason::RolloutOver => "ROLLOUT_OVER",
+            Reason::Conflict => "CONFLICT",
+            Reason::StaleGeneration => "STALE_GENERATION",
+            Reason::GenerationConflict => "GENERATION_CONFLICT",
+            Reason::StorageFailed => "STORAGE_FAILED",
             Reason::Internal => "INTERNAL",
         }
     }
@@ -79,13 +127,24 @@ impl Reason {
     pub fn code(self) -> Code {
         match self {
             Reason::InvalidField | Reason::PromptTooLong => Code::InvalidArgument,
-            Reason::ModelNotFound => Code::NotFound,
+            Reason::ModelNotFound | Reason::ObjectNotFound => Code::NotFound,
             Reason::QueueFull => Code::ResourceExhausted,
             Reason::DeadlineExceeded => Code::DeadlineExceeded,
-            Reason::NoGateway | Reason::GatewayLost | Reason::Draining | Reason::EngineFailed => {
-                Code::Unavailable
-            }
-            Reason::NotRead => Code::Aborted,
+            Reason::NoGateway
+            | Reason::GatewayLost
+            | Reason::Draining
+            | Reason::EngineFailed
+            | Reason::StorageFailed => Code::Unavailable,
+            Reason::NotRead | Reason::Conflict => Code::Aborted,
+            Reason::Unauthenticated => Code::Unauthenticated,
+            Reason::RoleTooLow => Code::PermissionDenied,
+            Reason::VersionExists => Code::AlreadyExists,
+            Reason::VersionInUse
+            | Reason::RolloutOverlaps
+            | Reason::RolloutOver
+            | Reason::StaleGeneration
+            | Reason::GenerationConflict => Code::FailedPrecondition,
+            Reason::DigestMismatch => Code::DataLoss,
             Reason::NumericFault | Reason::Internal => Code::Internal,
         }
     }

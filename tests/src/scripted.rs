@@ -119,6 +119,7 @@ impl gateway_service_server::GatewayService for Service {
             worker_version: "scripted".into(),
             accepting: true,
             models: vec![load],
+            ..v1::GatewayStatus::default()
         };
         // Beats as it should, by a timer and not by need.
         let silent = self.silent.clone();
@@ -132,6 +133,10 @@ impl gateway_service_server::GatewayService for Service {
             Some((Ok(status.clone()), (status, silent, true)))
         });
         Ok(Response::new(beats.boxed()))
+    }
+
+    async fn assign(&self, _: Request<v1::Assignment>) -> Result<Response<v1::AssignResponse>, Status> {
+        Err(Status::unimplemented("it serves what it is told by the test"))
     }
 }
 

@@ -38,6 +38,7 @@ impl Gateway {
             worker_version: env!("CARGO_PKG_VERSION").to_owned(),
             accepting: !self.gate.is_draining(),
             models: self.models.loads(),
+            ..v1::GatewayStatus::default()
         }
     }
 }
@@ -67,6 +68,10 @@ impl v1::gateway_service_server::GatewayService for Gateway {
             Some((Ok(status), watch))
         });
         Ok(Response::new(Box::pin(statuses)))
+    }
+
+    async fn assign(&self, _: Request<v1::Assignment>) -> Result<Response<v1::AssignResponse>, Status> {
+        Err(Status::unimplemented("this worker serves the bundles that it was started with"))
     }
 }
 

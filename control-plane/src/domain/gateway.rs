@@ -2,9 +2,26 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// Stable id of a gateway: 1 to 128 letters, digits, `.`, `_` or `-`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct GatewayId(String);
+
+impl TryFrom<String> for GatewayId {
+    type Error = InvalidGatewayId;
+
+    fn try_from(text: String) -> Result<Self, InvalidGatewayId> {
+        text.parse()
+    }
+}
+
+impl From<GatewayId> for String {
+    fn from(id: GatewayId) -> String {
+        id.0
+    }
+}
 
 /// The text is no id of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

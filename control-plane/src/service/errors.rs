@@ -79,6 +79,18 @@ pub(super) fn retry(status: &Status) -> Retry {
             | Reason::NoGateway
             | Reason::NumericFault
             | Reason::NotRead
+            | Reason::Unauthenticated
+            | Reason::RoleTooLow
+            | Reason::ObjectNotFound
+            | Reason::VersionExists
+            | Reason::VersionInUse
+            | Reason::DigestMismatch
+            | Reason::RolloutOverlaps
+            | Reason::RolloutOver
+            | Reason::Conflict
+            | Reason::StaleGeneration
+            | Reason::GenerationConflict
+            | Reason::StorageFailed
             | Reason::Internal,
         )
         | None => Retry::Never,
