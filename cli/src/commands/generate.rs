@@ -54,6 +54,9 @@ pub struct GenerateArgs {
     /// Requests of one session go to the same gateway where possible.
     #[arg(long, default_value = "")]
     session: String,
+    /// Only gateways with this label, such as `site=berlin`; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_label)]
+    label: Vec<(String, String)>,
 }
 
 /// What the prompt is.
@@ -130,6 +133,11 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let id = id.trim().parse().map_err(|_| format!("{id:?} is not a token id"))?;
     let bias = bias.trim().parse().map_err(|_| format!("{bias:?} is not a number"))?;
     Ok((id, bias))
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 /// Runs the command.
@@ -233,6 +241,8 @@ fn request(args: GenerateArgs) -> Result<GenerateRequest, Failure> {
         logprobs: args.logprobs.map(|top| LogprobParams { top }),
         priority: args.priority,
         session_id: args.session,
+        labels: args.label.into_iter().collect(),
+        continuation: None,
     })
 }
 
