@@ -31,6 +31,7 @@ pub mod engine;
 pub mod model;
 pub mod probes;
 pub mod service;
+pub mod versions;
 pub mod worker;
 
 mod one_line;

@@ -1,0 +1,12 @@
+//! Versions of models on this gateway: fetched, checked, tried, switched to and taken back.
+
+mod agent;
+mod machine;
+mod state;
+
+pub use agent::{Agent, AssignError, Report};
+pub use machine::{Kept, Machine, NotKept, Numbers, Outcome, Progress, Room};
+pub use state::{
+    Assignment, Committed, DetachedSignature, Gate, MAX_MODELS, MAX_TOLD, MAX_TRANSITIONS, Phase, Saved,
+    Slots, State, Target, TransitionRecord, Verdict, Wanted,
+};
