@@ -29,3 +29,4 @@ pub mod domain;
 pub mod fleet;
 pub mod link;
 pub mod service;
+pub mod store;
