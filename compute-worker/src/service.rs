@@ -11,6 +11,7 @@ mod convert;
 mod errors;
 mod metrics;
 mod models;
+mod numbers;
 mod prompt;
 mod stream;
 
@@ -30,10 +31,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 pub(crate) use metrics::Metrics;
-pub(crate) use models::Models;
+pub(crate) use models::{Entry, Models, Served};
 use prompt::{Prompt, Prompts};
 
-use crate::engine::{self, EngineHandle};
+use crate::engine;
 
 /// The inference service of one worker. Clones share everything.
 #[derive(Clone)]
@@ -113,8 +114,8 @@ impl v1::inference_service_server::InferenceService for Inference {
 }
 
 /// A request that is ready for its engine.
-struct Prepared<'a> {
-    engine: &'a EngineHandle,
+struct Prepared {
+    engine: Served,
     request: engine::Request,
     /// Where the prompt came from.
     field: &'static str,
@@ -137,7 +138,7 @@ impl Shared {
         let started = v1::Started {
             request_id: request.id.clone(),
             gateway: self.gateway_id.clone(),
-            model: info.name.clone(),
+            model: engine.name().to_owned(),
             model_digest: info.digest.clone(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -152,7 +153,8 @@ impl Shared {
         let deadline = request.deadline;
         let generation = engine.submit(request).map_err(|error| errors::submit(field, error))?;
         let running = stream::Running::new(generation, started, call, admission);
-        Ok(Box::pin(answer(running, deadline, &self.gate, &self.tasks)))
+        let answer = answer(running, deadline, &self.gate, &self.tasks);
+        Ok(Box::pin(engine.count(answer, arrival)))
     }
 
     async fn prepare(
@@ -161,7 +163,7 @@ impl Shared {
         id: String,
         arrival: Instant,
         span: &Span,
-    ) -> Result<Prepared<'_>, Status> {
+    ) -> Result<Prepared, Status> {
         let deadline = deadline::from_metadata(request.metadata(), arrival)?;
         let request = validate::Generate::try_from(request.into_inner())?;
         describe_request(span, &request);
@@ -170,7 +172,7 @@ impl Shared {
         let info = engine.info();
         request.check_vocabulary(info.vocabulary)?;
         let seed = request.sampling.seed.unwrap_or_else(draw_seed);
-        span.set_attribute(semconv::attribute::RESPONSE_MODEL, info.name.clone());
+        span.set_attribute(semconv::attribute::RESPONSE_MODEL, engine.name().to_owned());
         span.set_attribute(semconv::attribute::MODEL_DIGEST, info.digest.clone());
         // Attributes are integers of 64 bits with a sign; half of all seeds do not fit, so it is text.
         span.set_attribute(semconv::attribute::REQUEST_SEED, seed.to_string());

@@ -143,7 +143,7 @@ impl Worker {
         config: ValidWorkerConfig,
         engines: Vec<EngineHandle>,
     ) -> Result<RunningWorker, WorkerError> {
-        let models = Models::new(engines).map_err(WorkerError::DuplicateModel)?;
+        let models = Models::new(engines.clone()).map_err(WorkerError::DuplicateModel)?;
         let address = config.listen;
         let listen_error = |source| WorkerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
@@ -155,6 +155,7 @@ impl Worker {
             gate: Gate::new(config.limits.max_calls.get()),
             tasks: Tasks::new(),
             models,
+            bundles: engines,
             backend_reason: None,
         };
         let (routes, link_routes, health) = worker.routes(&config)?;
@@ -198,6 +199,8 @@ pub struct RunningWorker {
     gate: Gate,
     tasks: Tasks,
     models: Models,
+    /// Engines of the bundles that it was started with.
+    bundles: Vec<EngineHandle>,
     backend_reason: Option<String>,
 }
 
@@ -230,18 +233,18 @@ impl RunningWorker {
 
     /// How busy the engine of a model is; `None` if the model is not served.
     pub fn load(&self, model: &str) -> Option<Load> {
-        self.models.find(model).ok().map(EngineHandle::load)
+        self.models.find(model).ok().map(|engine| engine.load())
     }
 
-    /// The engines, for measurements.
+    /// The engines of the bundles that it was started with, for measurements.
     pub fn engines(&self) -> impl Iterator<Item = &EngineHandle> {
-        self.models.engines()
+        self.bundles.iter()
     }
 
     /// Resolves when the worker has failed for good and should be drained and restarted.
     pub async fn failed(&self) -> Failure {
         tokio::select! {
-            model = engine_failed(&self.models) => Failure::Engine(model),
+            model = self.models.engine_failed() => Failure::Engine(model),
             () = self.tasks.failed() => Failure::Task,
         }
     }
@@ -256,9 +259,9 @@ impl RunningWorker {
     /// nothing had to be cut.
     pub async fn drain(self) -> bool {
         let clean = self.gate.drain(self.drain_timeout, &self.tasks).await;
-        let models = self.models;
-        models.engines().for_each(EngineHandle::stop_admitting);
-        let stop = move || models.engines().for_each(EngineHandle::shutdown);
+        let served = self.models.current();
+        served.engines().for_each(EngineHandle::stop_admitting);
+        let stop = move || served.engines().for_each(EngineHandle::shutdown);
         // An engine ends after its current step. One whose step does not end must not keep the process.
         match timeout(ENGINE_LIMIT, self.tasks.run_blocking("stop engines", stop)).await {
             Ok(Some(())) => {}
@@ -305,7 +308,7 @@ impl RunningWorker {
             set(ServingStatus::Serving).await;
             tokio::select! {
                 () = gate.draining() => {}
-                model = engine_failed(&models) => error!(model, "the engine has failed"),
+                model = models.engine_failed() => error!(model, "the engine has failed"),
             }
             set(ServingStatus::NotServing).await;
         });
@@ -322,17 +325,4 @@ impl RunningWorker {
         let agent = agent::run(link, routes, self.tasks.clone(), self.gate.clone());
         self.tasks.spawn("agent", OnPanic::StopNode, agent);
     }
-}
-
-/// Resolves with the name of the first model whose engine fails.
-async fn engine_failed(models: &Models) -> String {
-    let waits = models.engines().map(|engine| {
-        Box::pin(async move {
-            let mut load = engine.load_changes();
-            // An error means that the engine's thread is gone, which is a failure as well.
-            let _ = load.wait_for(|load| load.failed).await;
-            engine.info().name.clone()
-        })
-    });
-    futures_util::future::select_all(waits).await.0
 }

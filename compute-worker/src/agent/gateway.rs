@@ -59,7 +59,7 @@ impl v1::gateway_service_server::GatewayService for Gateway {
         }
         let watch = Watch {
             gateway: self.clone(),
-            loads: self.models.engines().map(|engine| engine.load_changes()).collect(),
+            loads: self.models.current().engines().map(|engine| engine.load_changes()).collect(),
             heartbeat: Duration::from_millis(interval.into()),
             told: None,
         };
