@@ -23,10 +23,12 @@
 //! streams end. Before the first event they are tried elsewhere; after it the client gets GATEWAY_LOST.
 //! State is in memory: a new control plane knows nothing until workers have dialled it again.
 
+pub mod artifacts;
 pub mod config;
 pub mod control_plane;
 pub mod domain;
 pub mod fleet;
+pub mod inventory;
 pub mod link;
 pub mod service;
 pub mod store;
