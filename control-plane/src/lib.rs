@@ -32,3 +32,4 @@ pub mod inventory;
 pub mod link;
 pub mod service;
 pub mod store;
+pub mod trust;

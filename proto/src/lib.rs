@@ -6,18 +6,22 @@
 //! - [`status`] has the error reasons and their details; [`deadline`] reads `grpc-timeout`.
 //! - [`semconv`] has the names of spans, attributes and metrics, which are contract too.
 //! - [`trace_context`] carries W3C trace context in gRPC metadata.
+//! - [`join_token`] is what a gateway joins with; `tls` (feature `tls`) is whom it then trusts, and dialling.
 //! - `signing` (feature `signing`) signs versions of models and checks their signatures.
 //! - [`server`] (feature `server`) is what both servers need to put the contract on a socket.
 //!
 //! This crate knows nothing of models, engines or fleets and starts no task by itself.
 
 pub mod deadline;
+pub mod join_token;
 pub mod semconv;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "signing")]
 pub mod signing;
 pub mod status;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod trace_context;
 pub mod validate;
 

@@ -19,10 +19,12 @@ mod tasks;
 
 pub use answer::{Answer, STALL_LIMIT, answer};
 pub use gate::{Admission, Gate};
-pub use http2::{ConnectionError, ConnectionLimits, serve};
+pub use http2::{ConnectionError, ConnectionLimits, serve, serve_as};
 pub use limits::{LimitError, ServerLimits};
 pub use listener::{accept, accept_and_serve};
 pub use tasks::{OnPanic, TaskExecutor, Tasks};
+
+use std::net::SocketAddr;
 
 use tonic::service::RoutesBuilder;
 use tonic_health::{pb::health_server, server::HealthReporter};
@@ -31,6 +33,16 @@ use tonic_health::{pb::health_server, server::HealthReporter};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot build the reflection service")]
 pub struct ReflectionError(#[from] tonic_reflection::server::Error);
+
+/// Where a request comes from: an extension of every request on a connection that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
+
+/// An error with all its causes on one line, for a log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source())
+        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
 
 /// Adds `grpc.health.v1.Health` to a server and returns the handle that sets what it answers.
 pub fn add_health(routes: &mut RoutesBuilder) -> HealthReporter {

@@ -3,6 +3,11 @@
 
 use std::{pin::pin, time::Duration};
 
+use hyper::{
+    body::Incoming,
+    http::{Extensions, Request},
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -57,6 +62,24 @@ pub async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    serve_as(stream, routes, Extensions::new(), limits, tasks, gate).await
+}
+
+/// The same with `about`, what is known of the connection, as extensions of every request on it.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_as<S>(
+    stream: S,
+    routes: Routes,
+    about: Extensions,
+    limits: &ConnectionLimits,
+    tasks: &Tasks,
+    gate: &Gate,
+) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let checked = tokio::select! {
         checked = preface::check(stream, limits.handshake_timeout) => checked.map_err(|e| ConnectionError(e.into()))?,
         () = gate.closed() => return Err(ConnectionError(ConnectionErrorKind::Closed)),
@@ -68,8 +91,14 @@ where
         .keep_alive_timeout(limits.keepalive_timeout)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(MAX_HEADER_BYTES);
-    let connection =
-        builder.serve_connection(TokioIo::new(checked), TowerToHyperService::new(routes.prepare()));
+    let service = TowerToHyperService::new(routes.prepare());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if !about.is_empty() {
+            request.extensions_mut().extend(about.clone());
+        }
+        service.call(request)
+    });
+    let connection = builder.serve_connection(TokioIo::new(checked), service);
     let mut connection = pin!(connection);
     // Both arms may be dropped and polled again: the connection is pinned outside.
     tokio::select! {

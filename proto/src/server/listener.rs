@@ -2,6 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use hyper::http::Extensions;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -9,7 +10,7 @@ use tokio::{
 use tonic::service::Routes;
 use tracing::{debug, warn};
 
-use super::{ConnectionLimits, Gate, OnPanic, Tasks, serve};
+use super::{ConnectionLimits, Gate, OnPanic, Peer, Tasks, serve_as};
 
 /// Pause after a failed accept; the usual cause, too many open files, does not pass faster by spinning.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -27,7 +28,9 @@ pub async fn accept_and_serve(
     accept(listener, most, tasks, gate, move |socket, peer| {
         let (tasks, gate, limits, routes) = (serving.clone(), open.clone(), limits.clone(), routes.clone());
         async move {
-            if let Err(error) = serve(socket, routes, &limits, &tasks, &gate).await {
+            let mut about = Extensions::new();
+            about.insert(Peer(peer));
+            if let Err(error) = serve_as(socket, routes, about, &limits, &tasks, &gate).await {
                 debug!(%peer, %error, "a connection ended early");
             }
         }
