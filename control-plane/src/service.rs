@@ -1,13 +1,17 @@
-//! `InferenceService` for clients: checks a request, finds it a gateway, passes the answer on.
+//! `InferenceService` for clients: checks a request, finds it a gateway, passes the answer on, from another gateway if
+//! the first is lost half-way.
 //!
 //! A client that goes away drops the handler or the stream, which drops the call to the worker, which cancels it
 //! there. Metadata of clients is not passed on to gateways, except for trace context and the deadline.
 
+mod artifacts;
 mod ending;
 mod errors;
 mod metrics;
+mod models;
 mod proxy;
 mod route;
+pub(crate) mod stored;
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
@@ -26,12 +30,15 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
     config::RoutingSection,
+    domain::{Labels, Prompt},
     fleet::{Fleet, to_wire},
 };
 use ending::CallEnding;
+pub use artifacts::Blobs;
 pub(crate) use metrics::Metrics;
-use proxy::Proxied;
-use route::{Begun, Call, Routed, Router};
+pub use models::Models;
+use proxy::{Proxied, Route};
+use route::{Before, Begun, Call, Routed, Router};
 
 /// The inference service of the control plane. Clones share everything.
 #[derive(Clone)]
@@ -73,9 +80,10 @@ impl v1::inference_service_server::InferenceService for Inference {
         let mut ending = CallEnding::new(route_span(&request, "Generate"));
         let arrival = Instant::now();
         match self.shared.generate(request, ending.span(), arrival).await {
-            Ok(Generation { routed, admission, deadline }) => {
+            Ok(Generation { routed, route, admission }) => {
                 self.shared.metrics.first_event(arrival.elapsed());
-                let proxied = Proxied::new(routed, ending, admission);
+                let deadline = route.call.deadline;
+                let proxied = Proxied::new(routed, route, arrival, ending, admission);
                 let events = answer(proxied, deadline, &self.shared.gate, &self.shared.tasks);
                 Ok(Response::new(Box::pin(events)))
             }
@@ -116,8 +124,8 @@ impl v1::inference_service_server::InferenceService for Inference {
 /// A generation that a gateway has begun to answer.
 struct Generation {
     routed: Routed<Begun>,
+    route: Route,
     admission: Admission,
-    deadline: Option<Instant>,
 }
 
 impl Shared {
@@ -130,14 +138,25 @@ impl Shared {
         let incoming = trace_context::extract(request.metadata());
         let deadline = deadline::from_metadata(request.metadata(), arrival)?;
         let raw = request.into_inner();
+        if raw.continuation.is_some() {
+            return Err(status::invalid_field("continuation", "is for the control plane itself to set"));
+        }
         let checked = validate::Generate::try_from(raw.clone())?;
         describe_request(span, &checked);
         let admission = self.gate.admit()?;
-        let session = Some(checked.session_id.as_str()).filter(|session| !session.is_empty());
-        let call =
-            Call { model: &checked.model, session, deadline, gate: &self.gate, span, incoming: &incoming };
-        let routed = self.router.route(&call, raw).await?;
-        Ok(Generation { routed, admission, deadline })
+        let call = Call {
+            prompt: prompt(&checked.input),
+            model: checked.model,
+            labels: checked.labels,
+            session: Some(checked.session_id).filter(|session| !session.is_empty()),
+            deadline,
+            gate: self.gate.clone(),
+            span: span.clone(),
+            incoming,
+        };
+        let routed = self.router.route(&call, &raw, Before::default()).await?;
+        let route = Route { router: self.router.clone(), call, request: raw };
+        Ok(Generation { routed, route, admission })
     }
 
     async fn tokenize(
@@ -151,16 +170,29 @@ impl Shared {
         let checked = validate::Tokenize::try_from(raw.clone())?;
         let _admission = self.gate.admit()?;
         let call = Call {
-            model: &checked.model,
+            model: checked.model,
+            labels: Labels::new(),
             session: None,
+            prompt: Prompt::default(),
             deadline,
-            gate: &self.gate,
-            span,
-            incoming: &incoming,
+            gate: self.gate.clone(),
+            span: span.clone(),
+            incoming,
         };
-        let mut routed = self.router.route(&call, raw).await?;
+        let mut routed = self.router.route(&call, &raw, Before::default()).await?;
         routed.ending.ok();
         Ok(routed.value)
+    }
+}
+
+/// The prompt as routing sees it.
+fn prompt(input: &Input) -> Prompt {
+    match input {
+        Input::Text(text) => Prompt::of_text(text),
+        Input::TokenIds(ids) => Prompt::of_ids(ids),
+        Input::Chat(messages) => {
+            Prompt::of_messages(messages.iter().map(|message| (&*message.role, &*message.content)))
+        }
     }
 }
 

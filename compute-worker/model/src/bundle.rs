@@ -64,6 +64,15 @@ pub fn check_documents(index: &[u8], manifest: &[u8], config: &[u8]) -> Result<B
     folder::join(oci::Index::parse(index)?, &oci::Manifest::parse(manifest)?, config)
 }
 
+/// Checks a manifest in memory as far as that goes without its config, and gives the blobs that it names: config first,
+/// then layers in order. The same digest may appear twice.
+///
+/// # Errors
+/// [`BundleError`] naming the field at fault.
+pub fn check_manifest(manifest: &[u8]) -> Result<Vec<BlobInfo>, BundleError> {
+    Ok(folder::blobs(&oci::Manifest::parse(manifest)?))
+}
+
 /// An open bundle: every digest checked, every blob mapped. Shared by `Arc`; immutable.
 #[derive(Debug)]
 pub struct Bundle {

@@ -190,7 +190,8 @@ impl Manifest {
     }
 }
 
-fn describe(manifest_descriptor: Descriptor, manifest: &Manifest, config: BundleConfig) -> BundleInfo {
+/// What a manifest names: config first, then layers in order.
+pub(crate) fn blobs(manifest: &Manifest) -> Vec<BlobInfo> {
     let blob = |descriptor: &Descriptor, title: &str| BlobInfo {
         title: title.to_owned(),
         media_type: descriptor.media_type.clone(),
@@ -198,8 +199,11 @@ fn describe(manifest_descriptor: Descriptor, manifest: &Manifest, config: Bundle
         size: descriptor.size,
     };
     let config_blob = std::iter::once(blob(&manifest.config, "config.json"));
-    let blobs: Vec<_> =
-        config_blob.chain(manifest.layers.iter().map(|layer| blob(layer, layer.title()))).collect();
+    config_blob.chain(manifest.layers.iter().map(|layer| blob(layer, layer.title()))).collect()
+}
+
+fn describe(manifest_descriptor: Descriptor, manifest: &Manifest, config: BundleConfig) -> BundleInfo {
+    let blobs = blobs(manifest);
     let unique: BTreeMap<_, _> = blobs.iter().map(|blob| (&blob.digest, blob)).collect();
     // Saturating: sizes are claims until the files have been looked at.
     let sum = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
