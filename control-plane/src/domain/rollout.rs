@@ -150,6 +150,9 @@ pub struct Target {
     pub wave: u32,
     /// When it was assigned.
     pub since: Millis,
+    /// Whether it was caught up after the waves: how it fares is not held against the version.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// One immutable plan of a roll-out.
@@ -168,7 +171,7 @@ pub struct Plan {
     pub resume: Option<RolloutState>,
     /// The current wave, from 0.
     pub wave: u32,
-    /// Since when this state lasts.
+    /// When it was made. In [`RolloutState::Soaking`] that is when the soak began.
     pub since: Millis,
     /// Whether a person has approved the next wave.
     pub approved: bool,
