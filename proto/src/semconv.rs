@@ -24,6 +24,22 @@ pub mod span {
     /// One step of an engine on an accelerator: child of the phase of the step's first generation, linked to the phases of
     /// the others.
     pub const NPU_STEP: &str = "rookery.npu.step";
+    /// A gateway's part of a roll-out, child of the roll-out's span: fetching a version's blobs.
+    pub const VERSION_DOWNLOAD: &str = "rookery.version.download";
+    /// Checking their digests.
+    pub const VERSION_VERIFY: &str = "rookery.version.verify";
+    /// Loading the version's engine.
+    pub const VERSION_STAGE: &str = "rookery.version.stage";
+    /// Replaying its probes.
+    pub const VERSION_PROBE: &str = "rookery.version.probe";
+    /// Moving requests to it.
+    pub const VERSION_SWITCH: &str = "rookery.version.switch";
+    /// Keeping the state that says so.
+    pub const VERSION_COMMIT: &str = "rookery.version.commit";
+    /// Serving a committed version again after a start or a failure.
+    pub const VERSION_RESTORE: &str = "rookery.version.restore";
+    /// Letting the last streams of a version end.
+    pub const VERSION_DRAIN: &str = "rookery.version.drain";
 }
 
 /// Names of attributes of spans and metrics.

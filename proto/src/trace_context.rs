@@ -40,6 +40,15 @@ pub fn set_parent(span: &Span, metadata: &MetadataMap) {
     let _ = span.set_parent(extract(metadata));
 }
 
+/// The same with a `traceparent` that came in a message.
+pub fn set_parent_text(span: &Span, traceparent: &str) {
+    let mut metadata = MetadataMap::new();
+    if let Ok(value) = traceparent.parse() {
+        metadata.insert("traceparent", value);
+        set_parent(span, &metadata);
+    }
+}
+
 struct MetadataInjector<'a>(&'a mut MetadataMap);
 
 impl Injector for MetadataInjector<'_> {

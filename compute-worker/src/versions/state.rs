@@ -127,6 +127,8 @@ pub struct Committed {
     pub version: String,
     /// Milliseconds since 1970 by the gateway's clock.
     pub since_ms: u64,
+    /// What gates found.
+    pub verdicts: Vec<Verdict>,
 }
 
 /// A version on its way, or one that did not make it.
