@@ -10,9 +10,12 @@ use crate::engine::{EngineConfig, EngineError};
 use crate::probes::SelfCheck;
 
 mod engine;
+mod link;
 mod npu;
 
 pub use engine::{EngineSection, KvCacheType};
+pub use link::{LinkSection, LinkTlsMode};
+pub(crate) use link::{LinkTls, ValidLink};
 pub use npu::{BoardSection, NpuFused, NpuInterface, NpuPolicy, NpuSection, NpuW4};
 
 /// Configuration of a compute worker.
@@ -21,10 +24,15 @@ pub use npu::{BoardSection, NpuFused, NpuInterface, NpuPolicy, NpuSection, NpuW4
 pub struct WorkerConfig {
     /// Address of the worker's own gRPC port. Port 0 picks a free one. Default 127.0.0.1:7071.
     pub listen: SocketAddr,
-    /// Stable id of this gateway in the fleet: 1 to 128 letters, digits, `.`, `_` or `-`. Default: the host's name.
+    /// Stable id of this gateway in the fleet: 1 to 128 letters, digits, `.`, `_` or `-`. Default: as it has joined, else
+    /// the host's name.
     pub gateway_id: Option<String>,
-    /// Folders of the model bundles to serve, at least one. No two may hold a model of the same name.
+    /// Folders of model bundles to serve whatever the control plane says; at least one unless there is a control
+    /// plane. No two may hold a model of the same name.
     pub bundles: Vec<PathBuf>,
+    /// Folder of what the worker keeps: who it is in the fleet, and the versions that were assigned to it. Default:
+    /// none; `rookery worker` then takes `$XDG_STATE_HOME/rookery/worker` if it has a control plane.
+    pub state: Option<PathBuf>,
     /// Time from the order to stop until running generations are cut off. Default 30s.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
@@ -38,35 +46,13 @@ pub struct WorkerConfig {
     pub server: ServerLimits,
 }
 
-/// Settings of the connection that the worker dials to the control plane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct LinkSection {
-    /// Link address of the control plane, `host:port`. Default: none, the worker stands alone.
-    pub control_plane: Option<String>,
-    /// Time for one attempt to connect. Default 5s.
-    #[serde(with = "humantime_serde")]
-    pub connect_timeout: Duration,
-    /// Pause after the first failed attempt; it doubles with each further one. Default 100ms.
-    #[serde(with = "humantime_serde")]
-    pub backoff_min: Duration,
-    /// Longest pause between attempts. Each pause is shortened by a random part of up to a half. Default 10s.
-    #[serde(with = "humantime_serde")]
-    pub backoff_max: Duration,
-    /// Time between keep-alive pings on the connection. Default 5s.
-    #[serde(with = "humantime_serde")]
-    pub keepalive_interval: Duration,
-    /// Time for the answer to a ping, after which the worker dials again. Default 5s.
-    #[serde(with = "humantime_serde")]
-    pub keepalive_timeout: Duration,
-}
-
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
             gateway_id: None,
             bundles: Vec::new(),
+            state: None,
             drain_timeout: Duration::from_secs(30),
             engine: EngineSection::default(),
             npu: NpuSection::default(),
@@ -76,25 +62,32 @@ impl Default for WorkerConfig {
     }
 }
 
-impl Default for LinkSection {
-    fn default() -> Self {
-        Self {
-            control_plane: None,
-            connect_timeout: Duration::from_secs(5),
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(10),
-            keepalive_interval: Duration::from_secs(5),
-            keepalive_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No bundle is named.
-    #[error("bundles must name at least one bundle")]
+    /// No bundle is named, and nobody is there to assign one.
+    #[error("bundles must name at least one bundle, unless link.control-plane names who assigns versions")]
     NoBundle,
+    /// Others could use the gateway without anybody knowing who they are.
+    #[error(
+        "listen must be a loopback address, is {0}: the worker's own port knows neither TLS nor tokens; \
+             let others come through the control plane"
+    )]
+    Listen(SocketAddr),
+    /// Others could listen in.
+    #[error("link.tls must not be \"off\" for {0:?}: plain text is for loopback addresses only")]
+    PlainText(String),
+    /// A worker that dials with TLS has a certificate to keep.
+    #[error("state must name a folder, since the worker dials with TLS and keeps its certificate there")]
+    NoState,
+    /// The folder of the state cannot be used.
+    #[error("cannot use the state folder")]
+    Identity(#[source] crate::agent::IdentityError),
+    /// The text is no join token.
+    #[error(
+        "link.join must have the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery fleet join-token`"
+    )]
+    JoinToken,
     /// The id has another form, or none was given and the host has no usable name.
     #[error("gateway-id {0:?} must have 1 to 128 letters, digits, '.', '_' or '-'")]
     GatewayId(String),
@@ -127,22 +120,13 @@ pub struct ValidWorkerConfig {
     pub(crate) listen: SocketAddr,
     pub(crate) gateway_id: String,
     pub(crate) bundles: Vec<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
     pub(crate) drain_timeout: Duration,
     pub(crate) engine: EngineConfig,
     pub(crate) self_check: SelfCheck,
     pub(crate) backend: BackendSettings,
     pub(crate) link: Option<ValidLink>,
     pub(crate) limits: ServerLimits,
-    pub(crate) connection: ConnectionLimits,
-}
-
-/// A checked link section with an address.
-#[derive(Clone, Debug)]
-pub(crate) struct ValidLink {
-    pub(crate) address: String,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) backoff_min: Duration,
-    pub(crate) backoff_max: Duration,
     pub(crate) connection: ConnectionLimits,
 }
 
@@ -160,24 +144,29 @@ impl WorkerConfig {
     /// # Errors
     /// Names the first setting that cannot be used.
     pub fn validate(self) -> Result<ValidWorkerConfig, ConfigError> {
-        if self.bundles.is_empty() {
+        if self.bundles.is_empty() && self.link.control_plane.is_none() {
             return Err(ConfigError::NoBundle);
         }
+        if !self.listen.ip().to_canonical().is_loopback() {
+            return Err(ConfigError::Listen(self.listen));
+        }
         let backend = self.backend()?;
-        let gateway_id = self.gateway_id.unwrap_or_else(host_name);
+        let joined_as = || self.state.as_deref().and_then(crate::agent::Identity::holder);
+        let gateway_id = self.gateway_id.or_else(joined_as).unwrap_or_else(host_name);
         if !is_gateway_id(&gateway_id) {
             return Err(ConfigError::GatewayId(gateway_id));
         }
         let connection = self.server.connection()?;
         Ok(ValidWorkerConfig {
             listen: self.listen,
-            gateway_id,
             bundles: self.bundles,
             drain_timeout: self.drain_timeout,
             backend,
             engine: self.engine.validate()?,
             self_check: self.engine.self_check,
-            link: self.link.validate(&connection)?,
+            link: self.link.validate(&connection, self.state.as_deref(), &gateway_id)?,
+            state: self.state,
+            gateway_id,
             limits: self.server,
             connection,
         })
@@ -195,43 +184,6 @@ impl ValidWorkerConfig {
         &self.bundles
     }
 }
-
-impl LinkSection {
-    fn validate(self, server: &ConnectionLimits) -> Result<Option<ValidLink>, ConfigError> {
-        let Some(address) = self.control_plane else { return Ok(None) };
-        let port = address
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(1..))) {
-            return Err(ConfigError::ControlPlane(address));
-        }
-        let durations = [
-            ("connect-timeout", self.connect_timeout),
-            ("backoff-min", self.backoff_min),
-            ("keepalive-interval", self.keepalive_interval),
-            ("keepalive-timeout", self.keepalive_timeout),
-        ];
-        if let Some((setting, _)) = durations.into_iter().find(|(_, duration)| duration.is_zero()) {
-            return Err(ConfigError::LinkZero(setting));
-        }
-        if self.backoff_min > self.backoff_max {
-            return Err(ConfigError::Backoff);
-        }
-        let connection = ConnectionLimits {
-            handshake_timeout: server.handshake_timeout,
-            keepalive_interval: self.keepalive_interval,
-            keepalive_timeout: self.keepalive_timeout,
-            max_streams: LINK_STREAMS,
-        };
-        let Self { connect_timeout, backoff_min, backoff_max, .. } = self;
-        Ok(Some(ValidLink { address, connect_timeout, backoff_min, backoff_max, connection }))
-    }
-}
-
-/// Calls at the same time on the link. The control plane is one peer for many clients, and the engine's own
-/// queue is the limit that matters.
-const LINK_STREAMS: u32 = 4096;
 
 fn is_gateway_id(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');

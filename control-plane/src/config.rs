@@ -85,6 +85,8 @@ pub struct RoutingSection {
     /// How long a request waits for a gateway when none that serves its model is linked. Default 2s.
     #[serde(with = "humantime_serde")]
     pub wait_for_gateway: Duration,
+    /// How often an answer may go on with another gateway after the one that made it was lost. Default 8.
+    pub max_continuations: u32,
 }
 
 impl Default for ControlPlaneConfig {
@@ -126,6 +128,7 @@ impl Default for RoutingSection {
         Self {
             max_attempts: const { NonZeroU32::new(3).expect("not zero") },
             wait_for_gateway: Duration::from_secs(2),
+            max_continuations: 8,
         }
     }
 }

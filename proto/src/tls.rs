@@ -11,7 +11,7 @@ pub use clock::AtLeast;
 pub use connect::{ConnectError, Connector, connect};
 pub use pinned::{Pin, fingerprint};
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -32,6 +32,9 @@ pub const ALPN_H2: &[u8] = b"h2";
 
 /// The name in the certificates that replicas of the control plane show on the link port.
 pub const LINK_NAME: &str = "control-plane.rookery.internal";
+
+/// The authority's certificates begin this much before they are made: clocks of replicas and gateways differ.
+pub const BACKDATED: Duration = Duration::from_secs(3600);
 
 /// What certificates and keys cannot be used for.
 #[derive(Debug, thiserror::Error)]

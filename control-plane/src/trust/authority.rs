@@ -9,7 +9,7 @@ use rcgen::{
 };
 use rookery_proto::{
     join_token::JoinToken,
-    tls::{self, Credentials, LINK_NAME, fingerprint},
+    tls::{self, BACKDATED, Credentials, LINK_NAME, fingerprint},
 };
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -25,9 +25,6 @@ use crate::{
 
 /// Name of the secret: key and certificate in one text, so that there is never one without the other.
 const SECRET: &str = "authority";
-
-/// Certificates begin this much before they are made: clocks of replicas and gateways differ.
-pub(crate) const BACKDATED: Duration = Duration::from_secs(3600);
 
 /// Life of the authority's own certificate.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
