@@ -34,6 +34,7 @@ mod random;
 mod request;
 mod telemetry;
 mod thread;
+mod transcript;
 
 pub use config::EngineConfig;
 pub use core::{EngineCore, LogitsObserver};
@@ -42,7 +43,7 @@ pub use generation::Generation;
 pub use handle::{Engine, EngineHandle, Load, ModelInfo};
 pub use random::Philox;
 pub use request::{
-    Delta, Event, FinishReason, Finished, PositionLogprobs, Request, Sampling, Stop, Timings, TokenLogprob,
-    Usage,
+    Continuation, Delta, Event, FinishReason, Finished, PositionLogprobs, Request, Sampling, Stop, Timings,
+    TokenLogprob, Usage,
 };
 pub(crate) use telemetry::self_checked;

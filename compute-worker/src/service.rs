@@ -184,6 +184,7 @@ impl Shared {
             prompt: token_ids,
             sampling: convert::sampling(request.sampling, seed),
             stop: convert::stop(request.stop),
+            continuation: request.continuation.map(convert::continuation),
             logprobs: request.logprobs,
             priority: request.priority,
             deadline,

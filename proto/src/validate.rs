@@ -1,48 +1,13 @@
 //! From raw requests to typed ones. Every limit in the `.proto` comments is checked here, and a request that breaks
 //! several gets all of them named at once.
 
+use std::collections::{BTreeMap, HashMap};
+
 use tonic::Status;
 
 use crate::{status, v1};
 
-pub mod limit {
-    //! The limits of request fields, as the `.proto` comments give them.
-
-    /// Bytes of a model's name.
-    pub const MODEL_BYTES: usize = 256;
-    /// Bytes of a session id.
-    pub const SESSION_ID_BYTES: usize = 256;
-    /// Bytes of the role of a chat message.
-    pub const ROLE_BYTES: usize = 64;
-    /// Messages of a chat.
-    pub const CHAT_MESSAGES: usize = 4096;
-    /// Absolute value of a priority.
-    pub const PRIORITY: i32 = 100;
-    /// Highest temperature.
-    pub const TEMPERATURE: f32 = 100.0;
-    /// Absolute value of presence and frequency penalty.
-    pub const PENALTY: f32 = 2.0;
-    /// Repetition penalties: wide enough for any use, and no logit becomes infinite by them.
-    pub const REPETITION_PENALTY: std::ops::RangeInclusive<f32> = 0.01..=100.0;
-    /// Bytes of text to tokenise.
-    pub const TOKENIZE_BYTES: usize = 512 << 10;
-    /// Bytes of an answer's message: what gRPC clients take by default.
-    pub const ANSWER_BYTES: usize = 4 << 20;
-    /// Entries of `logit_bias`.
-    pub const LOGIT_BIAS_ENTRIES: usize = 1024;
-    /// Absolute value of a logit bias.
-    pub const LOGIT_BIAS: f32 = 100.0;
-    /// Stop strings.
-    pub const STOP_STRINGS: usize = 16;
-    /// Bytes of a stop string.
-    pub const STOP_STRING_BYTES: usize = 256;
-    /// Stop token ids.
-    pub const STOP_TOKEN_IDS: usize = 64;
-    /// Most likely tokens returned with each position.
-    pub const TOP_LOGPROBS: u32 = 20;
-    /// Heartbeat interval in milliseconds.
-    pub const HEARTBEAT_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
-}
+pub mod limit;
 
 /// What a model is to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,6 +95,19 @@ pub struct Generate {
     pub priority: i32,
     /// Routing hint; may be empty.
     pub session_id: String,
+    /// Labels that the gateway must have.
+    pub labels: BTreeMap<String, String>,
+    /// What the generation has brought before it goes on here.
+    pub continuation: Option<Continuation>,
+}
+
+/// A checked [`v1::Continuation`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// The tokens that were passed on, at least one.
+    pub token_ids: Vec<u32>,
+    /// Bytes of their text that were passed on. Whether the tokens have so many is the engine's to check.
+    pub text_bytes: usize,
 }
 
 /// A checked [`v1::TokenizeRequest`].
@@ -182,6 +160,8 @@ impl TryFrom<v1::GenerateRequest> for Generate {
         check.require(logprobs.unwrap_or(0) <= limit::TOP_LOGPROBS, "logprobs.top", || {
             "must be at most 20".into()
         });
+        let labels = check.labels(request.labels);
+        let continuation = check.continuation(request.continuation, &sampling);
         let (model, priority, session_id) = (request.model, request.priority, request.session_id);
         check.finish(input.map(|input| Generate {
             model,
@@ -191,6 +171,8 @@ impl TryFrom<v1::GenerateRequest> for Generate {
             logprobs,
             priority,
             session_id,
+            labels,
+            continuation,
         }))
     }
 }
@@ -232,6 +214,9 @@ impl Generate {
         }
         for (index, &id) in self.stop.token_ids.iter().enumerate() {
             check.require(known(id), format_args!("stop.token_ids[{index}]"), || outside(id));
+        }
+        for (index, &id) in self.continuation.iter().flat_map(|c| &c.token_ids).enumerate() {
+            check.require(known(id), format_args!("continuation.token_ids[{index}]"), || outside(id));
         }
         check.finish(Some(()))
     }
@@ -340,6 +325,34 @@ impl Check {
         Stop { strings: raw.strings, token_ids: raw.token_ids, ignore_eos: raw.ignore_eos }
     }
 
+    fn labels(&mut self, raw: HashMap<String, String>) -> BTreeMap<String, String> {
+        let count = raw.len();
+        self.require(count <= limit::LABELS, "labels", || {
+            format!("must have at most {} entries, has {count}", limit::LABELS)
+        });
+        for (name, value) in &raw {
+            let fits = |text: &str| (1..=limit::LABEL_BYTES).contains(&text.len());
+            self.require(fits(name) && fits(value), "labels", || {
+                format!("names and values must have from 1 to {} bytes", limit::LABEL_BYTES)
+            });
+        }
+        raw.into_iter().collect()
+    }
+
+    fn continuation(&mut self, raw: Option<v1::Continuation>, sampling: &Sampling) -> Option<Continuation> {
+        let raw = raw?;
+        self.require(!raw.token_ids.is_empty(), "continuation.token_ids", || {
+            "must have at least one id".into()
+        });
+        let drawn = sampling.temperature > 0.0;
+        self.require(!drawn || sampling.seed.is_some(), "sampling.seed", || {
+            "must be set to continue an answer whose tokens are drawn".into()
+        });
+        // What does not fit is more than any text has.
+        let text_bytes = usize::try_from(raw.text_bytes).unwrap_or(usize::MAX);
+        Some(Continuation { token_ids: raw.token_ids, text_bytes })
+    }
+
     fn finish<T>(self, value: Option<T>) -> Result<T, InvalidFields> {
         match value {
             Some(value) if self.0.is_empty() => Ok(value),
@@ -349,7 +362,7 @@ impl Check {
 }
 
 /// In the order of token ids, so that nothing depends on the order of a map.
-fn sorted(bias: std::collections::HashMap<u32, f32>) -> Vec<(u32, f32)> {
+fn sorted(bias: HashMap<u32, f32>) -> Vec<(u32, f32)> {
     let mut bias: Vec<_> = bias.into_iter().collect();
     bias.sort_unstable_by_key(|&(id, _)| id);
     bias

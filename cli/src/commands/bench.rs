@@ -292,6 +292,7 @@ async fn streams(
             prompt: prompts.next(prompt_tokens),
             sampling: Sampling { max_tokens: Some(gen_tokens), ..Sampling::default() },
             stop: Stop { ignore_eos: true, ..Stop::default() },
+            continuation: None,
             logprobs: None,
             priority: 0,
             deadline: None,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::generation::{self, EventSender, Generation};
 use super::request::Request;
 use super::telemetry::Instruments;
+use super::transcript::Replay;
 use super::{EngineConfig, Load, SubmitError};
 
 /// Shortest and longest retry hint.
@@ -45,6 +46,8 @@ pub(crate) struct Submission {
     pub(crate) events: EventSender,
     pub(crate) place: QueuePlace,
     pub(crate) arrived: Instant,
+    /// Of the request's continuation.
+    pub(crate) replay: Option<Replay>,
 }
 
 impl Admission {
@@ -66,15 +69,22 @@ impl Admission {
         })
     }
 
-    /// Validates a request and takes its place in the queue.
-    pub(crate) fn admit(self: &Arc<Self>, request: Request) -> Result<(Submission, Generation), SubmitError> {
-        let place = self.check(&request).inspect_err(|error| self.instruments.refused(error))?;
+    /// Validates a request and takes its place in the queue. `replay` makes that of its continuation, once the request
+    /// is known to fit.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        request: Request,
+        replay: impl FnOnce(&Request) -> Result<Option<Replay>, SubmitError>,
+    ) -> Result<(Submission, Generation), SubmitError> {
+        let checked = self.check(&request).and_then(|place| Ok((place, replay(&request)?)));
+        let (place, replay) = checked.inspect_err(|error| self.instruments.refused(error))?;
         let (events, generation) = generation::channel();
-        Ok((Submission { request, events, place, arrived: Instant::now() }, generation))
+        Ok((Submission { request, events, place, arrived: Instant::now(), replay }, generation))
     }
 
     fn check(self: &Arc<Self>, request: &Request) -> Result<QueuePlace, SubmitError> {
         let prompt = request.prompt.len();
+        let answer = request.continuation.as_ref().map_or(&[][..], |begun| &begun.token_ids);
         if self.stopped.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
@@ -84,12 +94,20 @@ impl Admission {
         if prompt >= self.context_tokens {
             return Err(SubmitError::PromptTooLong { prompt, context: self.context_tokens });
         }
+        if prompt + answer.len() > self.context_tokens {
+            let what = format!(
+                "with the prompt, {} tokens are more than the context of {}",
+                prompt + answer.len(),
+                self.context_tokens
+            );
+            return Err(SubmitError::Continuation { field: "token_ids", what });
+        }
         let biased = request.sampling.logit_bias.iter().map(|(id, _)| id);
-        let mut named = request.prompt.iter().chain(biased).chain(&request.stop.token_ids);
+        let mut named = request.prompt.iter().chain(biased).chain(&request.stop.token_ids).chain(answer);
         if let Some(&token_id) = named.find(|id| **id as usize >= self.vocabulary) {
             return Err(SubmitError::InvalidToken { token_id, vocabulary: self.vocabulary });
         }
-        self.take_place(prompt)
+        self.take_place(prompt + answer.len())
     }
 
     fn take_place(self: &Arc<Self>, tokens: usize) -> Result<QueuePlace, SubmitError> {
@@ -192,7 +210,7 @@ impl Drop for QueuePlace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::request::{Sampling, Stop};
+    use crate::engine::request::{Continuation, Sampling, Stop};
 
     fn admission(max_queued_requests: usize, max_queued_tokens: usize) -> Arc<Admission> {
         let config = EngineConfig { max_queued_requests, max_queued_tokens, ..EngineConfig::default() };
@@ -205,6 +223,7 @@ mod tests {
             prompt: vec![1; prompt],
             sampling: Sampling::default(),
             stop: Stop::default(),
+            continuation: None,
             logprobs: None,
             priority: 0,
             deadline: None,
@@ -212,26 +231,30 @@ mod tests {
         }
     }
 
+    fn admit(door: &Arc<Admission>, request: Request) -> Result<(Submission, Generation), SubmitError> {
+        door.admit(request, |_| Ok(None))
+    }
+
     #[test]
     fn the_queue_is_bounded_in_requests_and_places_come_back() {
         let door = admission(2, 1000);
-        let (first, _a) = door.admit(request(3)).unwrap();
-        let (_second, _b) = door.admit(request(4)).unwrap();
+        let (first, _a) = admit(&door, request(3)).unwrap();
+        let (_second, _b) = admit(&door, request(4)).unwrap();
         assert_eq!(door.queued(), Queued { requests: 2, tokens: 7 });
         assert!(matches!(
-            door.admit(request(1)).map(|_| ()),
+            admit(&door, request(1)).map(|_| ()),
             Err(SubmitError::QueueFull { queued_requests: 2, queued_tokens: 7, .. })
         ));
         drop(first);
-        assert!(door.admit(request(1)).is_ok());
+        assert!(admit(&door, request(1)).is_ok());
     }
 
     #[test]
     fn a_place_taken_again_counts_beyond_the_bounds() {
         let door = admission(1, 1000);
-        let (mut running, _a) = door.admit(request(3)).unwrap();
+        let (mut running, _a) = admit(&door, request(3)).unwrap();
         running.place.leave();
-        let (_waiting, _b) = door.admit(request(4)).unwrap();
+        let (_waiting, _b) = admit(&door, request(4)).unwrap();
         running.place.retake(5);
         assert_eq!(door.queued(), Queued { requests: 2, tokens: 9 });
         drop(running);
@@ -241,8 +264,8 @@ mod tests {
     #[test]
     fn the_queue_is_bounded_in_tokens_but_lets_a_lone_request_in() {
         let door = admission(10, 20);
-        let (_lone, _a) = door.admit(request(50)).unwrap();
-        let refused = door.admit(request(1)).map(|_| ()).unwrap_err();
+        let (_lone, _a) = admit(&door, request(50)).unwrap();
+        let refused = admit(&door, request(1)).map(|_| ()).unwrap_err();
         let SubmitError::QueueFull { retry_after, .. } = refused else { panic!("{refused:?}") };
         assert_eq!(retry_after, Duration::from_secs(1), "50 tokens at the assumed 50 per second");
     }
@@ -250,15 +273,19 @@ mod tests {
     #[test]
     fn bad_requests_are_refused_by_name() {
         let door = admission(1, 1);
-        assert_eq!(door.admit(request(0)).map(|_| ()), Err(SubmitError::EmptyPrompt));
-        let long = door.admit(request(64)).map(|_| ());
+        assert_eq!(admit(&door, request(0)).map(|_| ()), Err(SubmitError::EmptyPrompt));
+        let long = admit(&door, request(64)).map(|_| ());
         assert_eq!(long, Err(SubmitError::PromptTooLong { prompt: 64, context: 64 }));
         let mut bad = request(1);
         bad.stop.token_ids.push(100);
-        let refused = door.admit(bad).map(|_| ());
+        let refused = admit(&door, bad).map(|_| ());
         assert_eq!(refused, Err(SubmitError::InvalidToken { token_id: 100, vocabulary: 100 }));
+        let mut begun = request(60);
+        begun.continuation = Some(Continuation { token_ids: vec![1; 5], text_bytes: 0 });
+        let refused = admit(&door, begun).map(|_| ());
+        assert!(matches!(refused, Err(SubmitError::Continuation { field: "token_ids", .. })), "{refused:?}");
         assert_eq!(door.queued(), Queued::default());
         door.stop();
-        assert_eq!(door.admit(request(1)).map(|_| ()), Err(SubmitError::Stopped));
+        assert_eq!(admit(&door, request(1)).map(|_| ()), Err(SubmitError::Stopped));
     }
 }

@@ -16,6 +16,7 @@ use super::sampler::{SampleError, Sampled, Sampler};
 use super::scheduler::{Limits, Plan, Scheduler, Ticket, Work};
 use super::sequence::Sequence;
 use super::telemetry::{self, Instruments};
+use super::transcript::Replay;
 use super::{EngineConfig, EngineError, Generation, GenerationError, Load, ModelInfo, Request, SubmitError};
 use crate::backend::{Backend, CpuBackend};
 use crate::model::forward::{Batch, Forward, ForwardError, ForwardLimits};
@@ -126,7 +127,8 @@ impl EngineCore {
     /// # Errors
     /// When the request cannot run on this model, or the queue is full.
     pub fn submit(&mut self, request: Request) -> Result<Generation, SubmitError> {
-        let (submission, generation) = self.admission.admit(request)?;
+        let replay = |request: &Request| Replay::of(request, &self.tokenizer, self.info.context_tokens);
+        let (submission, generation) = self.admission.admit(request, replay)?;
         self.enqueue(submission);
         Ok(generation)
     }
@@ -134,8 +136,12 @@ impl EngineCore {
     /// Takes a request in that was let in already.
     pub(crate) fn enqueue(&mut self, submission: Submission) {
         let priority = submission.request.priority;
-        let (sequence, prompt) = Sequence::new(submission, &self.tokenizer, self.info.context_tokens);
-        let ticket = self.scheduler.add(priority, prompt);
+        let complete = submission.replay.as_ref().and_then(|replay| replay.ending.clone());
+        let (sequence, tokens) = Sequence::new(submission, &self.tokenizer, self.info.context_tokens);
+        if let Some(ending) = complete {
+            return sequence.finish_replayed(Instant::now(), ending);
+        }
+        let ticket = self.scheduler.add(priority, tokens);
         self.sequences.insert(ticket, sequence);
     }
 
@@ -320,7 +326,7 @@ impl EngineCore {
         self.scheduler.commit(work, Some(sampled.token));
         let Some(sequence) = self.sequences.get_mut(&work.ticket) else { return };
         let ending = sequence.push(now, sampled);
-        if let (1, Some(after)) = (sequence.generated_tokens(), sequence.time_to_first_token()) {
+        if let (1, Some(after)) = (sequence.new_tokens(), sequence.time_to_first_token()) {
             self.instruments.first_token(after);
         }
         if let Some(ending) = ending {

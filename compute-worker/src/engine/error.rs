@@ -80,6 +80,14 @@ pub enum SubmitError {
     /// The prompt has no tokens.
     #[error("prompt is empty")]
     EmptyPrompt,
+    /// The answer cannot have begun as the continuation says.
+    #[error("continuation.{field}: {what}")]
+    Continuation {
+        /// Its field.
+        field: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The engine was shut down or has failed.
     #[error("engine has stopped")]
     Stopped,

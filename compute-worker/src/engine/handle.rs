@@ -10,6 +10,7 @@ use rookery_model::tokenizer::Tokenizer;
 use tokio::sync::watch;
 
 use super::admission::{Admission, Submission};
+use super::transcript::Replay;
 use super::{EngineConfig, EngineCore, EngineError, Generation, Request, SubmitError, thread};
 use crate::backend::{Backend, npu::FaultKind};
 
@@ -155,7 +156,9 @@ impl EngineHandle {
     /// # Errors
     /// When the request cannot run on this model, the queue is full, or the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
-        let (submission, generation) = self.inner.admission.admit(request)?;
+        let Inner { admission, tokenizer, info, .. } = &*self.inner;
+        let replay = |request: &Request| Replay::of(request, tokenizer, info.context_tokens);
+        let (submission, generation) = admission.admit(request, replay)?;
         // The channel has a place for every place of the queue, so a full one means that the thread is gone.
         match self.inner.commands.try_send(Command::Submit(Box::new(submission))) {
             Ok(()) => Ok(generation),

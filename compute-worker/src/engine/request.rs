@@ -15,6 +15,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// When to stop, besides the limits of `sampling` and the context.
     pub stop: Stop,
+    /// What another gateway generated of the answer: it goes on here as if it had been generated here.
+    pub continuation: Option<Continuation>,
     /// Log-probabilities to return with each token: `None` for none, `Some(n)` for the chosen token and the
     /// `n` most likely ones.
     pub logprobs: Option<u32>,
@@ -24,6 +26,15 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Parent of the `queue`, `prefill` and `decode` spans.
     pub span: tracing::Span,
+}
+
+/// The beginning of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Its tokens.
+    pub token_ids: Vec<u32>,
+    /// Bytes of their text that the reader has; what is beyond comes with the first new token.
+    pub text_bytes: usize,
 }
 
 /// How the next token is chosen. The order is: bias, penalties, then greedy if the temperature is 0, else
@@ -176,7 +187,7 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Of those, how many came from the cache when the generation first ran.
     pub cached_tokens: u32,
-    /// Tokens generated, stop tokens included.
+    /// Tokens generated, stop tokens included, and those that the answer began with.
     pub generated_tokens: u32,
     /// How often its blocks were taken for another generation.
     pub preemptions: u32,

@@ -1,13 +1,12 @@
 //! One generation inside the engine: from tokens to text, events, and the end.
 //!
-//! The scheduler owns a sequence's tokens and blocks; this is everything else. Its phases are spans of the request's
+//! The scheduler owns a sequence's tokens and blocks, its transcript what they come to; this is everything else. Its phases are spans of the request's
 //! trace: `queue` from arrival, `prefill` from the first step that works on it, `decode` from the first token.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rookery_model::text_stream::{Emitted, TextStream};
 use rookery_model::tokenizer::Tokenizer;
 use rookery_proto::semconv::span;
 use tracing::{Span, info_span};
@@ -15,8 +14,10 @@ use tracing::{Span, info_span};
 use super::GenerationError;
 use super::admission::{QueuePlace, Submission};
 use super::generation::EventSender;
-use super::request::{Delta, FinishReason, Finished, Stop, Timings, Usage};
+use super::request::{Delta, Finished, Timings, Usage};
 use super::sampler::{Sampled, Sampler};
+pub use super::transcript::Ending;
+use super::transcript::{Replay, Transcript};
 
 #[cfg(test)]
 mod tests;
@@ -25,10 +26,11 @@ mod tests;
 pub struct Sequence {
     id: String,
     sampler: Sampler,
-    tokenizer: Arc<Tokenizer>,
-    stop: Stop,
-    text: Text,
-    limits: Lengths,
+    transcript: Transcript,
+    /// Text of tokens that another gateway generated, to be sent with the first that is generated here.
+    unsent: String,
+    /// How many tokens that gateway generated.
+    replayed_tokens: u32,
     events: EventSender,
     /// Held while the sequence waits.
     place: QueuePlace,
@@ -40,14 +42,6 @@ pub struct Sequence {
     phase: Span,
 }
 
-/// Where a sequence ends at the latest.
-struct Lengths {
-    /// Tokens of the answer.
-    max_tokens: u32,
-    /// Prompt and answer.
-    context: usize,
-}
-
 /// When things happened.
 struct Clock {
     arrived: Instant,
@@ -57,36 +51,45 @@ struct Clock {
 }
 
 impl Sequence {
-    /// A sequence that waits, and its prompt.
+    /// A sequence that waits, and its tokens: the prompt, and what another gateway generated.
     pub(crate) fn new(
         submission: Submission,
         tokenizer: &Arc<Tokenizer>,
         context: usize,
     ) -> (Self, Vec<u32>) {
-        let Submission { request, events, place, arrived } = submission;
+        let Submission { request, events, place, arrived, replay } = submission;
         let mut ending = request.stop.token_ids.clone();
         if !request.stop.ignore_eos {
             ending.extend(tokenizer.config().eos.iter().copied());
         }
         let phase = info_span!(parent: &request.span, span::QUEUE, request_id = %request.id);
-        let max_tokens = request.sampling.max_tokens.filter(|most| *most > 0).unwrap_or(u32::MAX);
+        let (transcript, unsent) = match replay {
+            Some(Replay { transcript, unsent, .. }) => (transcript, unsent),
+            None => (Transcript::new(&request, tokenizer, context), String::new()),
+        };
+        let mut sampler = Sampler::new(request.sampling, request.logprobs, &request.prompt, ending);
+        let prompt_tokens = request.prompt.len() as u32;
+        let (mut tokens, replayed_tokens) = (request.prompt, transcript.generated_tokens());
+        for token in request.continuation.into_iter().flat_map(|continuation| continuation.token_ids) {
+            sampler.accept(token);
+            tokens.push(token);
+        }
         let sequence = Self {
-            limits: Lengths { max_tokens, context },
-            text: Text::new(request.sampling.min_tokens, &request.stop),
-            sampler: Sampler::new(request.sampling, request.logprobs, &request.prompt, ending),
-            usage: Usage { prompt_tokens: request.prompt.len() as u32, ..Usage::default() },
+            transcript,
+            unsent,
+            replayed_tokens,
+            sampler,
+            usage: Usage { prompt_tokens, generated_tokens: replayed_tokens, ..Usage::default() },
             id: request.id,
-            tokenizer: Arc::clone(tokenizer),
-            stop: request.stop,
             events,
             place,
-            reading: Reading { prompt: request.prompt.len(), end: 0 },
+            reading: Reading { prompt: tokens.len(), end: 0 },
             clock: Clock { arrived, began: None, first_token: None, last_token: None },
             deadline: request.deadline,
             parent: request.span,
             phase,
         };
-        (sequence, request.prompt)
+        (sequence, tokens)
     }
 
     /// Name of the request.
@@ -119,7 +122,7 @@ impl Sequence {
         self.place.leave();
         if self.clock.began.is_none() {
             self.clock.began = Some(now);
-            self.usage.cached_tokens = cached_tokens as u32;
+            self.usage.cached_tokens = (cached_tokens as u32).min(self.usage.prompt_tokens);
             self.phase = info_span!(parent: &self.parent, span::PREFILL, request_id = %self.id);
         }
     }
@@ -127,7 +130,8 @@ impl Sequence {
     /// It found more of its prompt in the cache.
     pub fn reused(&mut self, tokens: usize) {
         if self.usage.preemptions == 0 {
-            self.usage.cached_tokens += tokens as u32;
+            let cached = self.usage.cached_tokens + tokens as u32;
+            self.usage.cached_tokens = cached.min(self.usage.prompt_tokens);
         }
     }
 
@@ -154,49 +158,34 @@ impl Sequence {
             self.phase = info_span!(parent: &self.parent, span::DECODE, request_id = %self.id);
         }
         self.clock.last_token = Some(now);
-        let considered = !self.sampler.below_minimum();
         self.sampler.accept(sampled.token);
-        self.usage.generated_tokens += 1;
-        let (text, ending) = self.advance(sampled.token, considered);
+        let (text, ending) = self.transcript.push(sampled.token);
+        self.usage.generated_tokens = self.transcript.generated_tokens();
         self.events.delta(Delta {
-            text,
+            text: std::mem::take(&mut self.unsent) + &text,
             token_ids: vec![sampled.token],
             logprobs: sampled.logprobs.into_iter().collect(),
         });
         ending
     }
 
-    /// The text that a token completes, and whether it is the last one. `considered`: so many tokens came before it
-    /// that it may end the answer.
-    fn advance(&mut self, token: u32, considered: bool) -> (String, Option<Ending>) {
-        let ends = considered && self.stop.token_ids.contains(&token);
-        let ends_text = considered && !self.stop.ignore_eos && self.tokenizer.is_eog(token);
-        if ends || ends_text {
-            let reason = if ends { FinishReason::StopToken } else { FinishReason::EndOfText };
-            return (self.text.finish(), Some(Ending::by(reason)));
-        }
-        let emitted = self.text.push(self.tokenizer.token_bytes(token).unwrap_or(&[]));
-        if let Some(index) = emitted.stopped {
-            let string = self.stop.strings.get(index).cloned();
-            return (emitted.text, Some(Ending { reason: FinishReason::StopString, stop_string: string }));
-        }
-        let length = self.usage.prompt_tokens as usize + self.usage.generated_tokens as usize;
-        let reason = if self.usage.generated_tokens >= self.limits.max_tokens {
-            FinishReason::MaxTokens
-        } else if length >= self.limits.context {
-            FinishReason::ContextFull
-        } else {
-            return (emitted.text, None);
-        };
-        (emitted.text + &self.text.finish(), Some(Ending::by(reason)))
-    }
-
-    /// The sequence is complete. Returns what it used.
+    /// The sequence is complete. Returns what it used here.
     pub fn finish(self, ending: Ending) -> (Usage, Timings) {
         let (usage, timings) = (self.usage, self.clock.timings());
+        let here = Usage { generated_tokens: self.new_tokens(), ..usage };
         let Ending { reason, stop_string } = ending;
         self.close().finish(Finished { reason, stop_string, usage, timings });
-        (usage, timings)
+        (here, timings)
+    }
+
+    /// What another gateway generated is a complete answer: all that is left to do is to say so.
+    pub(crate) fn finish_replayed(mut self, now: Instant, ending: Ending) {
+        (self.clock.began, self.clock.first_token, self.clock.last_token) = (Some(now), Some(now), Some(now));
+        self.events.start(self.usage.prompt_tokens, 0);
+        if !self.unsent.is_empty() {
+            self.events.delta(Delta { text: std::mem::take(&mut self.unsent), ..Delta::default() });
+        }
+        self.finish(ending);
     }
 
     /// From arrival to the first token, if there is one.
@@ -207,6 +196,11 @@ impl Sequence {
     /// Tokens generated so far.
     pub fn generated_tokens(&self) -> u32 {
         self.usage.generated_tokens
+    }
+
+    /// Of those, how many here.
+    pub fn new_tokens(&self) -> u32 {
+        self.usage.generated_tokens - self.replayed_tokens
     }
 
     /// The sequence ends without being complete.
@@ -239,21 +233,6 @@ impl Reading {
     }
 }
 
-/// Why a sequence is complete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    /// The reason.
-    pub reason: FinishReason,
-    /// The stop string, if that is the reason.
-    pub stop_string: Option<String>,
-}
-
-impl Ending {
-    fn by(reason: FinishReason) -> Self {
-        Self { reason, stop_string: None }
-    }
-}
-
 impl Clock {
     fn timings(&self) -> Timings {
         let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
@@ -266,54 +245,4 @@ impl Clock {
             decode: between(self.first_token, self.last_token),
         }
     }
-}
-
-/// A text stream whose stop strings count only from `min_tokens` on.
-struct Text {
-    stream: TextStream,
-    /// Tokens still to come before stop strings count, and those strings.
-    later: Option<(u32, Vec<String>)>,
-    /// The last bytes of the stream, up to three: a character may be incomplete when stop strings begin to count.
-    tail: Vec<u8>,
-}
-
-impl Text {
-    fn new(min_tokens: u32, stop: &Stop) -> Self {
-        let strings = stop.strings.clone();
-        if min_tokens == 0 || strings.is_empty() {
-            return Self { stream: TextStream::new(strings), later: None, tail: Vec::new() };
-        }
-        Self { stream: TextStream::new(Vec::new()), later: Some((min_tokens, strings)), tail: Vec::new() }
-    }
-
-    fn push(&mut self, bytes: &[u8]) -> Emitted {
-        match &mut self.later {
-            None => {}
-            Some((remaining @ 1.., _)) => {
-                *remaining -= 1;
-                self.tail.extend_from_slice(bytes);
-                self.tail.drain(..self.tail.len().saturating_sub(3));
-            }
-            Some((_, strings)) => {
-                let mut stream = TextStream::new(std::mem::take(strings));
-                stream.push(incomplete_end(&self.tail));
-                self.stream = stream;
-                self.later = None;
-            }
-        }
-        self.stream.push(bytes)
-    }
-
-    fn finish(&mut self) -> String {
-        self.stream.finish()
-    }
-}
-
-/// The bytes at the end that begin a character without completing it.
-fn incomplete_end(bytes: &[u8]) -> &[u8] {
-    let ends = (0..bytes.len()).rev().map(|start| &bytes[start..]);
-    let incomplete = |end: &&[u8]| {
-        std::str::from_utf8(end).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
-    };
-    ends.into_iter().find(incomplete).unwrap_or(&[])
 }

@@ -101,7 +101,9 @@ impl Instruments {
         let reason = match error {
             SubmitError::QueueFull { .. } => Reason::QueueFull,
             SubmitError::PromptTooLong { .. } => Reason::PromptTooLong,
-            SubmitError::InvalidToken { .. } | SubmitError::EmptyPrompt => Reason::InvalidField,
+            SubmitError::InvalidToken { .. }
+            | SubmitError::EmptyPrompt
+            | SubmitError::Continuation { .. } => Reason::InvalidField,
             SubmitError::Stopped => Reason::EngineFailed,
         };
         let reason = KeyValue::new(attribute::REFUSAL_REASON, reason.as_str());

@@ -3,7 +3,9 @@
 use rookery_model::tokenizer::Tokenizer;
 use rookery_proto::{v1, validate};
 
-use crate::engine::{Delta, FinishReason, Finished, PositionLogprobs, Sampling, Stop, TokenLogprob};
+use crate::engine::{
+    Continuation, Delta, FinishReason, Finished, PositionLogprobs, Sampling, Stop, TokenLogprob,
+};
 
 pub(super) fn sampling(wire: validate::Sampling, seed: u64) -> Sampling {
     Sampling {
@@ -23,6 +25,10 @@ pub(super) fn sampling(wire: validate::Sampling, seed: u64) -> Sampling {
 
 pub(super) fn stop(wire: validate::Stop) -> Stop {
     Stop { strings: wire.strings, token_ids: wire.token_ids, ignore_eos: wire.ignore_eos }
+}
+
+pub(super) fn continuation(wire: validate::Continuation) -> Continuation {
+    Continuation { token_ids: wire.token_ids, text_bytes: wire.text_bytes }
 }
 
 pub(super) fn delta(delta: Delta, tokenizer: &Tokenizer) -> v1::Delta {

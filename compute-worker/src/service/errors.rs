@@ -20,6 +20,9 @@ pub(super) fn submit(field: &str, error: SubmitError) -> Status {
         }
         SubmitError::PromptTooLong { prompt, context } => status::prompt_too_long(field, prompt, context),
         SubmitError::InvalidToken { .. } => status::invalid_field("token_ids", &message),
+        SubmitError::Continuation { field, what } => {
+            status::invalid_field(&format!("continuation.{field}"), &what)
+        }
         SubmitError::EmptyPrompt => status::invalid_field(field, "gives no token at all"),
         SubmitError::Stopped => status::refuse(Reason::EngineFailed, "the model's engine has stopped"),
     }

@@ -140,6 +140,7 @@ pub(crate) fn request(id: &str, prompt: Vec<u32>, max_tokens: u32) -> Request {
         prompt,
         sampling: Sampling { max_tokens: Some(max_tokens), ..Sampling::default() },
         stop: Stop { ignore_eos: true, ..Stop::default() },
+        continuation: None,
         logprobs: None,
         priority: 0,
         deadline: None,

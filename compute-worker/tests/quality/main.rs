@@ -55,6 +55,7 @@ fn plain_request(prompt: Vec<u32>, max_tokens: u32) -> Request {
         prompt,
         sampling: Sampling { max_tokens: Some(max_tokens), ..Sampling::default() },
         stop: Stop { ignore_eos: true, ..Stop::default() },
+        continuation: None,
         logprobs: None,
         priority: 0,
         deadline: None,

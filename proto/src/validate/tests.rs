@@ -132,3 +132,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn continuations_and_labels_are_checked() {
+    let with = |token_ids: Vec<u32>, temperature: f32, seed: Option<u64>| v1::GenerateRequest {
+        continuation: Some(v1::Continuation { token_ids, text_bytes: u64::MAX }),
+        ..sampling(|params| (params.temperature, params.seed) = (Some(temperature), seed))
+    };
+    assert_eq!(fields(with(vec![1], 0.0, None)), Vec::<String>::new());
+    assert_eq!(fields(with(vec![1], 0.5, Some(3))), Vec::<String>::new());
+    assert_eq!(fields(with(vec![1], 0.5, None)), ["sampling.seed"]);
+    assert_eq!(fields(with(vec![], 0.0, None)), ["continuation.token_ids"]);
+    let request = Generate::try_from(with(vec![1, 9], 0.0, None)).unwrap();
+    assert_eq!(request.check_vocabulary(9).unwrap_err().violations()[0].0, "continuation.token_ids[1]");
+    let labels = |labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        fields(v1::GenerateRequest { labels, ..text_request() })
+    };
+    assert_eq!(labels(&[("site", "berlin")]), Vec::<String>::new());
+    assert_eq!(labels(&[("", "berlin")]), ["labels"]);
+    assert_eq!(labels(&[("site", &"b".repeat(64))]), ["labels"]);
+    let many: Vec<_> = (0..17).map(|n| n.to_string()).collect();
+    assert_eq!(labels(&many.iter().map(|name| (&**name, "x")).collect::<Vec<_>>()), ["labels"]);
+}

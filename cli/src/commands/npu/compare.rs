@@ -193,6 +193,7 @@ fn generate(
         prompt: prompt.to_vec(),
         sampling: Sampling { max_tokens: Some(count), ..Sampling::default() },
         stop: Stop { ignore_eos: true, ..Stop::default() },
+        continuation: None,
         logprobs: None,
         priority: 0,
         deadline: None,
