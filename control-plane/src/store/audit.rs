@@ -2,7 +2,12 @@
 
 use crate::domain::Millis;
 
-use super::{Store, StoreError};
+use uuid::Uuid;
+
+use super::{
+    Lock, Store, StoreError, Tx,
+    row::{Columns, plain},
+};
 
 /// Something that was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +38,9 @@ impl Store {
         object: &str,
         detail: &str,
     ) -> Result<(), StoreError> {
-        let _ = (actor, action, object, detail);
-        unimplemented!()
+        let mut tx = self.write(Lock::Row).await?;
+        note(&mut tx, actor, action, object, detail).await?;
+        self.commit(tx).await
     }
 
     /// The last `limit` entries, newest first.
@@ -42,7 +48,44 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn audit_entries(&self, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
-        let _ = limit;
-        unimplemented!()
+        let rows = sqlx::query(
+            "SELECT id, at, actor, action, object, detail FROM audit ORDER BY at DESC, id DESC LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(self.database.reader())
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(AuditEntry {
+                    id: row.text("id")?,
+                    at: row.millis("at")?,
+                    actor: row.text("actor")?,
+                    action: row.text("action")?,
+                    object: row.text("object")?,
+                    detail: row.text("detail")?,
+                })
+            })
+            .collect()
     }
+}
+
+/// Writes that something is done, in the transaction that does it.
+pub(super) async fn note(
+    tx: &mut Tx,
+    actor: &str,
+    action: &str,
+    object: &str,
+    detail: &str,
+) -> Result<(), StoreError> {
+    // Version 7 grows with time, and within a process from call to call.
+    sqlx::query("INSERT INTO audit (id, at, actor, action, object, detail) VALUES ($1, $2, $3, $4, $5, $6)")
+        .bind(Uuid::now_v7().simple().to_string())
+        .bind(Millis::now().0)
+        .bind(plain(actor))
+        .bind(action)
+        .bind(plain(object))
+        .bind(plain(detail))
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
 }

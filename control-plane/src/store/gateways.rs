@@ -1,10 +1,20 @@
 //! Gateways that have joined, their certificates and their links.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
+
+use sqlx::{AssertSqlSafe, any::AnyRow};
 
 use crate::domain::{GatewayId, Labels, Millis};
 
-use super::{Store, StoreError};
+use super::{
+    Lock, Store, StoreError, Tx, access,
+    audit::note,
+    exists, not_found,
+    row::{Columns, plain, signed, to_json},
+};
+
+const COLUMNS: &str = "SELECT id, labels, admission, joined, last_seen, facts, versions, serial, not_after, generation, \
+    acknowledged_sequence, link_replica, link_epoch, link_since FROM gateways";
 
 /// Whether a gateway is given work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,6 +44,22 @@ impl fmt::Display for Admission {
         f.write_str(self.as_str())
     }
 }
+
+impl FromStr for Admission {
+    type Err = InvalidAdmission;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAdmission> {
+        [Self::Open, Self::Cordoned, Self::Drained]
+            .into_iter()
+            .find(|admission| admission.as_str() == text)
+            .ok_or_else(|| InvalidAdmission(text.chars().take(32).collect()))
+    }
+}
+
+/// The text is no admission.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("admission {0:?} must be \"open\", \"cordoned\" or \"drained\"")]
+pub struct InvalidAdmission(String);
 
 /// A gateway that joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,8 +135,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Exists`] if a gateway has that id.
     pub async fn put_gateway(&self, gateway: &NewGateway, actor: &str) -> Result<(), StoreError> {
-        let _ = (gateway, actor);
-        unimplemented!()
+        let mut tx = self.write(Lock::All).await?;
+        put(&mut tx, gateway, &gateway.labels, actor).await?;
+        self.commit(tx).await
     }
 
     /// Takes a join token and keeps the gateway, both or neither. The gateway gets the token's labels beside its own.
@@ -118,8 +145,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::JoinToken`]; [`StoreError::Exists`].
     pub async fn enrol(&self, token_hash: &str, gateway: &NewGateway) -> Result<(), StoreError> {
-        let _ = (token_hash, gateway);
-        unimplemented!()
+        let mut tx = self.write(Lock::All).await?;
+        let mut labels = gateway.labels.clone();
+        labels.extend(access::take(&mut tx, token_hash, &gateway.id, gateway.joined).await?);
+        put(&mut tx, gateway, &labels, &format!("gateway {}", gateway.id)).await?;
+        self.commit(tx).await
     }
 
     /// Keeps a gateway's new certificate. Its older ones stay valid.
@@ -127,8 +157,20 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`].
     pub async fn renew(&self, id: &GatewayId, serial: &str, not_after: Millis) -> Result<(), StoreError> {
-        let _ = (id, serial, not_after);
-        unimplemented!()
+        let mut tx = self.write(Lock::All).await?;
+        let changed =
+            sqlx::query("UPDATE gateways SET serial = $2, not_after = $3 WHERE id = $1 AND removed IS NULL")
+                .bind(id.as_str())
+                .bind(serial)
+                .bind(not_after.0)
+                .execute(&mut *tx)
+                .await?;
+        if changed.rows_affected() == 0 {
+            return Err(unknown(id));
+        }
+        certify(&mut tx, id, serial, not_after).await?;
+        note(&mut tx, &format!("gateway {id}"), "certificate.renew", id.as_str(), serial).await?;
+        self.commit(tx).await
     }
 
     /// A gateway.
@@ -136,8 +178,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], also if it was removed.
     pub async fn gateway(&self, id: &GatewayId) -> Result<GatewayRecord, StoreError> {
-        let _ = id;
-        unimplemented!()
+        let sql = format!("{COLUMNS} WHERE id = $1 AND removed IS NULL");
+        let row =
+            sqlx::query(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(self.database.reader()).await?;
+        record(&row.ok_or_else(|| unknown(id))?)
     }
 
     /// All gateways, by id.
@@ -145,7 +189,12 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn gateways(&self) -> Result<Vec<GatewayRecord>, StoreError> {
-        unimplemented!()
+        let rows = sqlx::query(AssertSqlSafe(format!("{COLUMNS} WHERE removed IS NULL")))
+            .fetch_all(self.database.reader())
+            .await?;
+        let mut gateways = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        gateways.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(gateways)
     }
 
     /// Sets labels and removes others.
@@ -159,8 +208,23 @@ impl Store {
         remove: &[String],
         actor: &str,
     ) -> Result<GatewayRecord, StoreError> {
-        let _ = (id, set, remove, actor);
-        unimplemented!()
+        let mut tx = self.write(Lock::All).await?;
+        let mut gateway = locked(&mut tx, id).await?;
+        let before = gateway.labels.clone();
+        gateway.labels.retain(|name, _| !remove.contains(name));
+        gateway.labels.extend(set.clone());
+        if gateway.labels == before {
+            return Ok(gateway);
+        }
+        let labels = to_json("labels", &gateway.labels)?;
+        sqlx::query("UPDATE gateways SET labels = $2 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(&labels)
+            .execute(&mut *tx)
+            .await?;
+        note(&mut tx, actor, "gateway.label", id.as_str(), &labels).await?;
+        self.commit(tx).await?;
+        Ok(gateway)
     }
 
     /// Says whether a gateway is given work.
@@ -173,8 +237,20 @@ impl Store {
         admission: Admission,
         actor: &str,
     ) -> Result<GatewayRecord, StoreError> {
-        let _ = (id, admission, actor);
-        unimplemented!()
+        let mut tx = self.write(Lock::All).await?;
+        let mut gateway = locked(&mut tx, id).await?;
+        if gateway.admission == admission {
+            return Ok(gateway);
+        }
+        gateway.admission = admission;
+        sqlx::query("UPDATE gateways SET admission = $2 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(admission.as_str())
+            .execute(&mut *tx)
+            .await?;
+        note(&mut tx, actor, "gateway.admission", id.as_str(), admission.as_str()).await?;
+        self.commit(tx).await?;
+        Ok(gateway)
     }
 
     /// Forgets a gateway with its assignments, and revokes all its certificates. Its transitions are kept.
@@ -182,8 +258,31 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`].
     pub async fn remove_gateway(&self, id: &GatewayId, actor: &str) -> Result<(), StoreError> {
-        let _ = (id, actor);
-        unimplemented!()
+        let now = Millis::now().0;
+        let mut tx = self.write(Lock::All).await?;
+        // The generation grows, so that a gateway that joins again under this id takes what it is told then.
+        let removed = sqlx::query(
+            "UPDATE gateways SET removed = $2, link_replica = NULL, generation = generation + 1 \
+             WHERE id = $1 AND removed IS NULL",
+        )
+        .bind(id.as_str())
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        if removed.rows_affected() == 0 {
+            return Err(unknown(id));
+        }
+        for forget in ["DELETE FROM assignments WHERE gateway = $1", "DELETE FROM owners WHERE gateway = $1"]
+        {
+            sqlx::query(forget).bind(id.as_str()).execute(&mut *tx).await?;
+        }
+        sqlx::query("UPDATE certificates SET revoked = $2 WHERE gateway = $1 AND revoked IS NULL")
+            .bind(id.as_str())
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
+        note(&mut tx, actor, "gateway.remove", id.as_str(), "its certificates are revoked").await?;
+        self.commit(tx).await
     }
 
     /// Saves what gateways reported, in one transaction. Those that are unknown are passed over.
@@ -191,8 +290,25 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn save_reports(&self, reports: &[Report]) -> Result<(), StoreError> {
-        let _ = reports;
-        unimplemented!()
+        if reports.is_empty() {
+            return Ok(());
+        }
+        let mut sorted: Vec<_> = reports.iter().collect();
+        sorted.sort_by(|one, other| one.gateway.cmp(&other.gateway));
+        let mut tx = self.write(Lock::Row).await?;
+        for report in sorted {
+            sqlx::query(
+                "UPDATE gateways SET facts = COALESCE($2, facts), versions = COALESCE($3, versions), \
+                 last_seen = CASE WHEN last_seen > $4 THEN last_seen ELSE $4 END WHERE id = $1 AND removed IS NULL",
+            )
+            .bind(report.gateway.as_str())
+            .bind(report.facts_json.as_deref().map(plain))
+            .bind(report.versions_json.as_deref().map(plain))
+            .bind(report.seen.0)
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await
     }
 
     /// Says that a replica holds a gateway's connection now.
@@ -203,8 +319,19 @@ impl Store {
     /// # Returns
     /// The epoch of the link.
     pub async fn link_up(&self, id: &GatewayId, replica: &str) -> Result<u64, StoreError> {
-        let _ = (id, replica);
-        unimplemented!()
+        let mut tx = self.write(Lock::Row).await?;
+        let row = sqlx::query(
+            "UPDATE gateways SET link_replica = $2, link_epoch = link_epoch + 1, link_since = $3, last_seen = $3 \
+             WHERE id = $1 AND removed IS NULL RETURNING link_epoch",
+        )
+        .bind(id.as_str())
+        .bind(replica)
+        .bind(Millis::now().0)
+        .fetch_all(&mut *tx)
+        .await?;
+        let epoch = row.first().ok_or_else(|| unknown(id))?.unsigned("link_epoch")?;
+        tx.commit().await?;
+        Ok(epoch)
     }
 
     /// Says that a link has ended. Does nothing if the gateway has a newer one, or is gone.
@@ -212,8 +339,17 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn link_down(&self, id: &GatewayId, epoch: u64) -> Result<(), StoreError> {
-        let _ = (id, epoch);
-        unimplemented!()
+        let mut tx = self.write(Lock::Row).await?;
+        sqlx::query(
+            "UPDATE gateways SET link_replica = NULL, last_seen = $3 \
+             WHERE id = $1 AND link_epoch = $2 AND link_replica IS NOT NULL",
+        )
+        .bind(id.as_str())
+        .bind(signed("epoch", epoch)?)
+        .bind(Millis::now().0)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
     }
 
     /// Whether a certificate has been revoked.
@@ -221,8 +357,11 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn is_revoked(&self, serial: &str) -> Result<bool, StoreError> {
-        let _ = serial;
-        unimplemented!()
+        let row = sqlx::query("SELECT serial FROM certificates WHERE serial = $1 AND revoked IS NOT NULL")
+            .bind(serial)
+            .fetch_optional(self.database.reader())
+            .await?;
+        Ok(row.is_some())
     }
 
     /// Revokes a certificate, also one that is not known. Twice is as once.
@@ -230,7 +369,90 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn revoke(&self, serial: &str, actor: &str) -> Result<(), StoreError> {
-        let _ = (serial, actor);
-        unimplemented!()
+        let mut tx = self.write(Lock::All).await?;
+        let revoked = sqlx::query(
+            "INSERT INTO certificates (serial, gateway, not_after, revoked) VALUES ($1, NULL, 0, $2) \
+             ON CONFLICT (serial) DO UPDATE SET revoked = excluded.revoked WHERE certificates.revoked IS NULL",
+        )
+        .bind(plain(serial))
+        .bind(Millis::now().0)
+        .execute(&mut *tx)
+        .await?;
+        if revoked.rows_affected() > 0 {
+            note(&mut tx, actor, "certificate.revoke", serial, "").await?;
+        }
+        self.commit(tx).await
     }
+}
+
+/// Keeps a gateway with its first certificate; a removed one keeps its generation.
+async fn put(tx: &mut Tx, gateway: &NewGateway, labels: &Labels, actor: &str) -> Result<(), StoreError> {
+    let put = sqlx::query(
+        "INSERT INTO gateways (id, labels, admission, joined, enrolment, serial, not_after, generation, \
+         acknowledged_sequence, link_epoch, link_since) VALUES ($1, $2, 'open', $3, 1, $4, $5, 0, 0, 0, 0) \
+         ON CONFLICT (id) DO UPDATE SET labels = excluded.labels, admission = excluded.admission, \
+         joined = excluded.joined, enrolment = gateways.enrolment + 1, removed = NULL, last_seen = NULL, facts = NULL, \
+         versions = NULL, serial = excluded.serial, not_after = excluded.not_after, acknowledged_sequence = 0 \
+         WHERE gateways.removed IS NOT NULL",
+    )
+    .bind(gateway.id.as_str())
+    .bind(to_json("labels", labels)?)
+    .bind(gateway.joined.0)
+    .bind(&gateway.serial)
+    .bind(gateway.not_after.0)
+    .execute(&mut **tx)
+    .await?;
+    if put.rows_affected() == 0 {
+        return Err(exists(format!("gateway {}", gateway.id)));
+    }
+    certify(tx, &gateway.id, &gateway.serial, gateway.not_after).await?;
+    note(tx, actor, "gateway.join", gateway.id.as_str(), &gateway.serial).await
+}
+
+/// Keeps which gateway a certificate is of.
+async fn certify(tx: &mut Tx, id: &GatewayId, serial: &str, not_after: Millis) -> Result<(), StoreError> {
+    let kept = sqlx::query(
+        "INSERT INTO certificates (serial, gateway, not_after) VALUES ($1, $2, $3) ON CONFLICT (serial) DO NOTHING",
+    )
+    .bind(serial)
+    .bind(id.as_str())
+    .bind(not_after.0)
+    .execute(&mut **tx)
+    .await?;
+    if kept.rows_affected() == 0 { Err(exists(format!("certificate {serial}"))) } else { Ok(()) }
+}
+
+/// A gateway that is about to be changed.
+async fn locked(tx: &mut Tx, id: &GatewayId) -> Result<GatewayRecord, StoreError> {
+    let sql = format!("{COLUMNS} WHERE id = $1 AND removed IS NULL");
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(&mut **tx).await?;
+    record(&row.ok_or_else(|| unknown(id))?)
+}
+
+pub(super) fn unknown(id: &GatewayId) -> StoreError {
+    not_found(format!("gateway {id}"))
+}
+
+fn record(row: &AnyRow) -> Result<GatewayRecord, StoreError> {
+    let link = row.maybe_text("link_replica")?.map(|replica| {
+        Ok::<_, StoreError>(LinkRecord {
+            replica,
+            epoch: row.unsigned("link_epoch")?,
+            since: row.millis("link_since")?,
+        })
+    });
+    Ok(GatewayRecord {
+        id: row.parsed("id")?,
+        labels: row.json("labels")?,
+        admission: row.parsed("admission")?,
+        joined: row.millis("joined")?,
+        last_seen: row.maybe_number("last_seen")?.map(Millis),
+        facts_json: row.maybe_text("facts")?,
+        versions_json: row.maybe_text("versions")?,
+        serial: row.text("serial")?,
+        not_after: row.millis("not_after")?,
+        generation: row.unsigned("generation")?,
+        acknowledged_sequence: row.unsigned("acknowledged_sequence")?,
+        link: link.transpose()?,
+    })
 }
