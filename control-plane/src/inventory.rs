@@ -26,6 +26,7 @@ mod save;
 mod tests;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -41,10 +42,12 @@ pub use report::{GatewayFacts, Phase, Transition, Verdict, VersionStatus};
 
 use crate::{
     domain::{GatewayId, Labels, Millis},
+    link::LinkChannel,
     store::{GatewayRecord, Store, StoreError},
 };
 use assignment::Parts;
-use live::{Live, Report};
+use live::{Live, Published, Report};
+pub(crate) use rows::DEAD_AFTER;
 use rows::Rows;
 
 /// How often a session looks again whether something has to be sent, without being told.
@@ -102,11 +105,15 @@ struct Shared {
     downloads: DownloadLimits,
     unknown: Unknown,
     live: Mutex<Live>,
+    /// How to reach the gateways that are linked here.
+    channels: Mutex<BTreeMap<GatewayId, (Ticket, LinkChannel)>>,
     rows: Rows,
     parts: Parts,
     /// Something is to be saved, or to be read again.
     work: Notify,
     changes: watch::Sender<u64>,
+    /// Counts what other replicas are told.
+    published: watch::Sender<u64>,
 }
 
 impl Inventory {
@@ -120,8 +127,10 @@ impl Inventory {
             downloads,
             unknown,
             live: Mutex::default(),
+            channels: Mutex::default(),
             work: Notify::new(),
             changes: watch::Sender::new(0),
+            published: watch::Sender::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -131,9 +140,14 @@ impl Inventory {
         &self.shared.replica
     }
 
-    /// A gateway has linked here, and this is its first status. Never blocks: the store follows.
-    pub fn linked(&self, id: &GatewayId, status: &v1::GatewayStatus) -> Ticket {
+    /// A gateway has linked here, and this is its first status. Never blocks: the store follows. Other replicas reach it by
+    /// `channel`, if there is one.
+    pub fn linked(&self, id: &GatewayId, status: &v1::GatewayStatus, channel: Option<LinkChannel>) -> Ticket {
         let ticket = self.live().link(id, status, Millis::now());
+        if let Some(channel) = channel {
+            self.channels().insert(id.clone(), (ticket, channel));
+        }
+        self.publish();
         self.shared.work.notify_one();
         self.bump();
         ticket
@@ -145,6 +159,7 @@ impl Inventory {
             let mut live = self.live();
             (live.status(id, status, Millis::now()), live.has_work())
         };
+        self.publish();
         if unsaved {
             self.shared.work.notify_one();
         }
@@ -156,9 +171,37 @@ impl Inventory {
     /// The link has ended. Does nothing if a newer one of the same gateway is here.
     pub fn unlinked(&self, id: &GatewayId, ticket: Ticket) {
         if self.live().unlink(id, ticket) {
+            let mut channels = self.channels();
+            if channels.get(id).is_some_and(|(own, _)| *own <= ticket) {
+                channels.remove(id);
+            }
+            drop(channels);
+            self.shared.published.send_modify(|_| {});
             self.shared.work.notify_one();
             self.bump();
         }
+    }
+
+    /// Whether a gateway is linked here.
+    pub fn is_here(&self, id: &GatewayId) -> bool {
+        self.live().here(id).is_some()
+    }
+
+    /// How to reach a gateway that is linked here.
+    pub(crate) fn channel(&self, id: &GatewayId) -> Option<LinkChannel> {
+        self.channels().get(id).map(|(_, channel)| channel.clone())
+    }
+
+    /// Changes with everything that other replicas are to be told.
+    pub(crate) fn published(&self) -> watch::Receiver<u64> {
+        self.shared.published.subscribe()
+    }
+
+    /// A number, the gateways that are linked here, and those statuses that came after the number `seen`.
+    pub(crate) fn published_since(&self, seen: u64) -> (u64, BTreeSet<GatewayId>, Vec<Published>) {
+        let live = self.live();
+        let (here, news) = live.published_since(seen);
+        (live.last_published(), here, news)
     }
 
     /// Number of gateways that are linked here.
@@ -291,9 +334,8 @@ impl Inventory {
         let newer = |epoch: Option<u64>| epoch.is_none_or(|own| stored.is_none_or(|link| own >= link.epoch));
         let here = live.here(&record.id).filter(|entry| newer(entry.epoch)).map(|entry| &entry.report);
         let reported = here.or_else(|| live.elsewhere(&record.id).map(|(_, report)| report));
-        let others = stored.is_some_and(|link| {
-            link.replica != self.shared.replica && rows.replicas.contains(&link.replica)
-        });
+        let others = stored
+            .is_some_and(|link| link.replica != self.shared.replica && rows.replicas.contains(&link.replica));
         let (facts, versions) = match reported {
             Some(report) => (report.facts.clone(), report.versions.clone()),
             None => Report::from_row(record),
@@ -304,8 +346,18 @@ impl Inventory {
         GatewayView { record: record.clone(), online: reported.is_some() || others, versions, facts, labels }
     }
 
+    /// Tells those who wait for what other replicas are told, if there is anything new.
+    fn publish(&self) {
+        let last = self.live().last_published();
+        self.shared.published.send_if_modified(|told| std::mem::replace(told, last) != last);
+    }
+
     fn bump(&self) {
         self.shared.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn channels(&self) -> MutexGuard<'_, BTreeMap<GatewayId, (Ticket, LinkChannel)>> {
+        self.shared.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

@@ -30,6 +30,7 @@ pub mod domain;
 pub mod fleet;
 pub mod inventory;
 pub mod link;
+pub mod peers;
 pub mod rollout;
 pub mod service;
 pub mod store;

@@ -106,7 +106,8 @@ impl Parts {
 
 async fn read(store: &Store, model: &ModelName, digest: &Digest) -> Result<VersionParts, StoreError> {
     let version = store.version_by_digest(Some(model), digest).await?;
-    let version = version.ok_or_else(|| StoreError::NotFound { what: format!("version {digest} of {model}") })?;
+    let version =
+        version.ok_or_else(|| StoreError::NotFound { what: format!("version {digest} of {model}") })?;
     let signature = |signature: crate::store::SignatureRecord| v1::Signature {
         key_id: signature.key_id,
         signature: signature.signature,

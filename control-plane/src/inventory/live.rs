@@ -52,6 +52,8 @@ pub(super) struct Entry {
     refused: Option<(u64, Millis)>,
     /// The store has forgotten the gateway.
     removed: bool,
+    /// What other replicas are told, and its number: without what changes all the time.
+    published: (u64, Arc<v1::GatewayStatus>),
     /// Wakes the link's session when there is something to send, or the gateway was removed.
     wake: Arc<Notify>,
 }
@@ -62,6 +64,9 @@ struct Remote {
     replica: String,
     report: Arc<Report>,
 }
+
+/// A gateway with what other replicas are told of it.
+pub(super) type Published = (GatewayId, Arc<v1::GatewayStatus>);
 
 /// What the store has to be told of a gateway.
 #[derive(Debug, PartialEq)]
@@ -87,6 +92,8 @@ pub(super) struct Live {
     /// Generations that the store wants.
     wanted: BTreeMap<GatewayId, u64>,
     next_ticket: u64,
+    /// Number of the last status that other replicas are told.
+    last_published: u64,
 }
 
 impl Live {
@@ -107,6 +114,7 @@ impl Live {
             sent: None,
             refused: None,
             removed: false,
+            published: (0, Arc::default()),
             wake: Arc::default(),
         };
         self.here.insert(id.clone(), entry);
@@ -119,6 +127,9 @@ impl Live {
     pub(super) fn status(&mut self, id: &GatewayId, status: &v1::GatewayStatus, now: Millis) -> bool {
         let Some(entry) = self.here.get_mut(id).filter(|entry| !entry.removed) else { return false };
         let (changed, save) = entry.take(status, now);
+        if entry.publish(status, self.last_published + 1) {
+            self.last_published += 1;
+        }
         if save {
             self.unsaved.insert(id.clone());
         }
@@ -136,6 +147,18 @@ impl Live {
         self.unsaved.remove(id);
         self.ended.extend(entry.epoch.map(|epoch| (id.clone(), epoch)));
         true
+    }
+
+    /// Number of the last status that other replicas are told.
+    pub(super) fn last_published(&self) -> u64 {
+        self.last_published
+    }
+
+    /// The gateways that are linked here, and the statuses that were published after `seen`.
+    pub(super) fn published_since(&self, seen: u64) -> (BTreeSet<GatewayId>, Vec<Published>) {
+        let here = self.here.keys().cloned().collect();
+        let news = self.here.iter().filter(|(_, entry)| entry.published.0 > seen);
+        (here, news.map(|(id, entry)| (id.clone(), Arc::clone(&entry.published.1))).collect())
     }
 
     /// A gateway of another replica.
@@ -342,6 +365,31 @@ impl Entry {
             now.since(*at) >= SAVE_EVERY || !Arc::ptr_eq(saved, &self.report) && !saved.is_like(&self.report)
         });
         (changed || more, stale || more)
+    }
+}
+
+impl Entry {
+    /// Notes the status for other replicas under `number` if it would tell them anything new.
+    fn publish(&mut self, status: &v1::GatewayStatus, number: u64) -> bool {
+        let old = &self.published.1;
+        let facts = status.facts.as_ref();
+        let same = self.published.0 > 0
+            && old.accepting == status.accepting
+            && old.generation == status.generation
+            && old.models == status.models
+            && old.versions == status.versions
+            && facts.is_none_or(|facts| {
+                let before = old.facts.as_ref().map(report::facts).unwrap_or_default();
+                before.is_like(&report::facts(facts))
+            });
+        if same {
+            return false;
+        }
+        let facts = status.facts.clone().or_else(|| old.facts.clone());
+        // Transitions are saved by the replica that has the link, and by no other.
+        let status = v1::GatewayStatus { facts, transitions: Vec::new(), ..status.clone() };
+        self.published = (number, Arc::new(status));
+        true
     }
 }
 

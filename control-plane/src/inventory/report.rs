@@ -208,7 +208,8 @@ pub struct Transition {
 impl GatewayFacts {
     /// Labels that a gateway has by what it is, in the form that selectors can name.
     pub(super) fn labels(&self, labels: &mut Labels) {
-        for (name, value) in [("board", &self.board), ("driver", &self.driver), ("processor", &self.processor)]
+        for (name, value) in
+            [("board", &self.board), ("driver", &self.driver), ("processor", &self.processor)]
         {
             if let Some(value) = label_text(value) {
                 labels.insert(name.to_owned(), value);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rookery_proto::server::chain;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
@@ -101,8 +102,7 @@ impl Inventory {
         }
         let now = Millis::now();
         let reports: Vec<_> = batch.iter().filter_map(|(work, _)| report(work, now)).collect();
-        let result =
-            if reports.is_empty() { Ok(()) } else { self.shared.store.save_reports(&reports).await };
+        let result = if reports.is_empty() { Ok(()) } else { self.shared.store.save_reports(&reports).await };
         let news = {
             let mut live = self.live();
             for (work, saved) in &batch {
@@ -187,9 +187,4 @@ fn record(transition: &Transition) -> TransitionRecord {
         generation: transition.generation,
         verdicts_json: serde_json::to_string(&transition.verdicts).unwrap_or_else(|_| "[]".to_owned()),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |error| error.source())
-        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }

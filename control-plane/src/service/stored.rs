@@ -1,7 +1,10 @@
 //! From the store's refusals to statuses, for every service that people call.
 
 use prost_types::Timestamp;
-use rookery_proto::status::{Reason, refuse};
+use rookery_proto::{
+    server::chain,
+    status::{Reason, refuse},
+};
 use tonic::Status;
 use tracing::error;
 
@@ -24,9 +27,7 @@ pub(crate) fn status(error: &StoreError) -> Status {
         | StoreError::Corrupt { .. }
         | StoreError::Migrate(_)
         | StoreError::Database(_) => {
-            let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
-            let chain = causes.fold(error.to_string(), |text, source| format!("{text}: {source}"));
-            error!(error = chain, "the store failed");
+            error!(error = chain(error), "the store failed");
             return refuse(Reason::StorageFailed, "the control plane's database failed; its log says more");
         }
     };

@@ -173,9 +173,8 @@ mod tests {
 
     #[test]
     fn tokens_have_bounds() {
-        let join = |valid_s, uses| {
-            join_token(v1::CreateJoinTokenRequest { valid_s, uses, ..Default::default() })
-        };
+        let join =
+            |valid_s, uses| join_token(v1::CreateJoinTokenRequest { valid_s, uses, ..Default::default() });
         let usual = join(0, 0).unwrap();
         assert_eq!((usual.valid, usual.uses), (Duration::from_secs(3600), 1));
         assert!(join(31 * 24 * 3600, 0).is_err() && join(0, 100_001).is_err());

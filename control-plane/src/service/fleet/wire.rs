@@ -93,10 +93,10 @@ fn admission(admission: Admission) -> v1::Admission {
 
 pub(super) fn transition(kept: GatewayTransition) -> v1::GatewayTransition {
     let GatewayTransition { gateway, rollout, received: _, transition } = kept;
-    let TransitionRecord { sequence, at, model, digest, from, to, reason, generation, verdicts_json } = transition;
-    let phase = |text: &str| {
-        text.parse().map_or(v1::Phase::Unspecified, |phase: Phase| phase.to_wire()).into()
-    };
+    let TransitionRecord { sequence, at, model, digest, from, to, reason, generation, verdicts_json } =
+        transition;
+    let phase =
+        |text: &str| text.parse().map_or(v1::Phase::Unspecified, |phase: Phase| phase.to_wire()).into();
     let verdicts: Vec<Verdict> = serde_json::from_str(&verdicts_json).unwrap_or_default();
     let transition = v1::Transition {
         sequence,
