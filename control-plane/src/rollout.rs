@@ -17,9 +17,14 @@ pub mod check;
 pub mod gates;
 pub mod member;
 pub mod plan;
+pub mod reconcile;
+pub mod snapshot;
 pub mod spec;
+mod trace;
 pub mod waves;
 pub mod windows;
+
+pub use reconcile::{Insight, Preview, Reconciler, RolloutError};
 
 use crate::domain::Digest;
 
@@ -38,4 +43,11 @@ pub struct TrafficCounts {
 pub trait Traffic: Send + Sync {
     /// What was seen of a version lately.
     fn of(&self, digest: &Digest) -> TrafficCounts;
+}
+
+impl Traffic for crate::fleet::Fleet {
+    fn of(&self, digest: &Digest) -> TrafficCounts {
+        let seen = self.traffic(digest.as_str());
+        TrafficCounts { requests: seen.requests, failures: seen.failures, ttft_us: seen.ttft_us }
+    }
 }

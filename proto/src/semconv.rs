@@ -21,6 +21,26 @@ pub mod span {
     pub const PREFILL: &str = "rookery.prefill";
     /// From the first generated token to the last.
     pub const DECODE: &str = "rookery.decode";
+    /// A roll-out: its beginning. Everything that it leads to is a child, down to the gateways' own spans:
+    /// [`ROLLOUT`] → [`ROLLOUT_PLAN`]; [`ROLLOUT`] → [`ROLLOUT_GATEWAY`] → [`ROLLOUT_DOWNLOAD`] … [`ROLLOUT_COMMIT`].
+    pub const ROLLOUT: &str = "rookery.rollout";
+    /// A new plan of a roll-out.
+    pub const ROLLOUT_PLAN: &str = "rookery.rollout.plan";
+    /// A gateway on its way to a version or back, from the assignment to serving or giving up. By the gateway's clock, put
+    /// right by the moment at which the end became known.
+    pub const ROLLOUT_GATEWAY: &str = "rookery.rollout.gateway";
+    /// It fetches the version.
+    pub const ROLLOUT_DOWNLOAD: &str = "rookery.rollout.download";
+    /// It checks digests and signatures.
+    pub const ROLLOUT_VERIFY: &str = "rookery.rollout.verify";
+    /// The version lies beside what is served, until its probes begin.
+    pub const ROLLOUT_STAGE: &str = "rookery.rollout.stage";
+    /// It replays the version's probes.
+    pub const ROLLOUT_PROBE: &str = "rookery.rollout.probe";
+    /// Requests are moved to the version.
+    pub const ROLLOUT_SWITCH: &str = "rookery.rollout.switch";
+    /// The version serves for good: a moment.
+    pub const ROLLOUT_COMMIT: &str = "rookery.rollout.commit";
     /// One step of an engine on an accelerator: child of the phase of the step's first generation, linked to the phases of
     /// the others.
     pub const NPU_STEP: &str = "rookery.npu.step";
@@ -88,6 +108,20 @@ pub mod attribute {
     pub const MODEL_DIGEST: &str = "rookery.model.digest";
     /// Id of a gateway.
     pub const GATEWAY_ID: &str = "rookery.gateway.id";
+    /// Id of a roll-out.
+    pub const ROLLOUT_ID: &str = "rookery.rollout.id";
+    /// State that a plan brings a roll-out to.
+    pub const ROLLOUT_STATE: &str = "rookery.rollout.state";
+    /// Current wave, from 1.
+    pub const ROLLOUT_WAVE: &str = "rookery.rollout.wave";
+    /// Generation of a plan or an assignment.
+    pub const ROLLOUT_GENERATION: &str = "rookery.rollout.generation";
+    /// Why, in words.
+    pub const ROLLOUT_REASON: &str = "rookery.rollout.reason";
+    /// Who or what made a plan.
+    pub const ROLLOUT_ACTOR: &str = "rookery.rollout.actor";
+    /// Version of a model, as people call it.
+    pub const MODEL_VERSION: &str = "rookery.model.version";
     /// Number of a try, from 1.
     pub const ATTEMPT_NUMBER: &str = "rookery.attempt.number";
     /// How a try ended: `ok`, `retry`, `error` or `cancelled`.

@@ -42,6 +42,9 @@ pub struct RolloutsSection {
     /// Longest time between two looks at every roll-out that is not over. Default 1s.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
+    /// How long a roll-out waits for a gateway that has just gone before it goes on without it. Default 60s.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
 }
 
 /// Settings of downloads by gateways.
@@ -59,7 +62,7 @@ pub struct DownloadsSection {
 
 impl Default for RolloutsSection {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(1) }
+        Self { interval: Duration::from_secs(1), grace: Duration::from_secs(60) }
     }
 }
 

@@ -28,7 +28,7 @@ use super::{
     member::{Member, Patience, words},
     spec::CheckedSpec,
 };
-pub use steer::{Order, Refusal, steer};
+pub use steer::{Order, Refusal, name, steer};
 pub use tally::Tally;
 
 /// Who makes plans that no person asks for.

@@ -104,8 +104,12 @@ pub fn most_unavailable(percent: f64, all: usize) -> usize {
 /// Where a gateway comes in the order of a roll-out. Each roll-out has its own order, so that it is not always the same
 /// gateway that tries what is new.
 pub fn place(rollout: &RolloutId, gateway: &GatewayId) -> u64 {
+    spread(rollout.0.bytes().chain([0]).chain(gateway.as_str().bytes()))
+}
+
+/// A number that bytes determine and that says nothing of them.
+pub(super) fn spread(bytes: impl Iterator<Item = u8>) -> u64 {
     // FNV-1a, then a mix of all bits: spread is all that is asked of it.
-    let bytes = rollout.0.bytes().chain([0]).chain(gateway.as_str().bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
