@@ -5,13 +5,18 @@ mod gateway;
 pub mod labels;
 mod registry;
 pub mod rollout;
-mod routing;
+pub mod routing;
 pub mod time;
 pub mod version;
 
-pub use gateway::{GatewayId, GatewayState, InvalidGatewayId, Model, ModelLoad};
+pub use gateway::{GatewayId, GatewayState, InvalidGatewayId, Model, ModelLoad, Traits};
 pub use labels::{Labels, Selector};
-pub use registry::{LinkId, NoRoute, Registry, Reservation, ServedModel};
-pub use routing::{AFFINITY_SLACK, Candidate, choose};
+pub use registry::{LinkId, NoRoute, Query, Registry, Reservation, ServedModel};
+pub use routing::{
+    AFFINITY_SLACK, Candidate, Wish, choose,
+    names::{ModelNames, NameTable},
+    prefix::Prompt,
+    traffic::VersionTraffic,
+};
 pub use time::Millis;
 pub use version::{AliasName, Digest, ModelName, VersionName};

@@ -6,7 +6,9 @@
 
 mod artifacts;
 mod ending;
+mod enrolment;
 mod errors;
+mod fleet;
 mod metrics;
 mod models;
 mod proxy;
@@ -33,8 +35,10 @@ use crate::{
     domain::{Labels, Prompt},
     fleet::{Fleet, to_wire},
 };
-use ending::CallEnding;
 pub use artifacts::Blobs;
+use ending::CallEnding;
+pub use enrolment::Enrolment;
+pub use fleet::FleetAdmin;
 pub(crate) use metrics::Metrics;
 pub use models::Models;
 use proxy::{Proxied, Route};

@@ -194,7 +194,7 @@ pub async fn until_linked(control_plane: &RunningControlPlane, count: usize) {
         loop {
             let gateways = control_plane.fleet().gateways();
             let ready = |state: &rookery_control_plane::domain::GatewayState| {
-                state.accepting && state.models.contains_key(MODEL)
+                state.accepting && state.serves(MODEL)
             };
             if gateways.iter().filter(|(_, _, state)| ready(state)).count() == count {
                 return;

@@ -1,8 +1,10 @@
 //! A gateway and what it reports about itself.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+use super::Labels;
 
 /// Stable id of a gateway: 1 to 128 letters, digits, `.`, `_` or `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -98,23 +100,61 @@ pub struct ModelLoad {
 pub struct GatewayState {
     /// False while it drains.
     pub accepting: bool,
-    /// What it serves, by name.
-    pub models: BTreeMap<String, ModelLoad>,
+    /// What it serves, by name and digest: at times two versions of one model.
+    models: Vec<ModelLoad>,
 }
 
 impl GatewayState {
+    /// A gateway that serves nothing yet.
+    pub fn new(accepting: bool) -> Self {
+        Self { accepting, models: Vec::new() }
+    }
+
+    /// Adds what it serves. False, and nothing is changed, if that version of that model is there already.
+    pub fn add(&mut self, load: ModelLoad) -> bool {
+        let key = |load: &ModelLoad| (load.model.name.clone(), load.model.digest.clone());
+        match self.models.binary_search_by_key(&key(&load), key) {
+            Ok(_) => false,
+            Err(place) => {
+                self.models.insert(place, load);
+                true
+            }
+        }
+    }
+
+    /// What it serves, by name and digest.
+    pub fn models(&self) -> &[ModelLoad] {
+        &self.models
+    }
+
+    /// Whether it serves a model of that name.
+    pub fn serves(&self, name: &str) -> bool {
+        self.models.iter().any(|load| load.model.name == name)
+    }
+
     /// Generations on this gateway, running or waiting, over all models: they share its processors.
     pub fn generations(&self) -> u64 {
-        self.models.values().map(|load| u64::from(load.running) + u64::from(load.queued)).sum()
+        self.models.iter().map(|load| u64::from(load.running) + u64::from(load.queued)).sum()
     }
 
     /// Why the first model that computes slower than it should does so, with its name.
     pub fn degraded(&self) -> Option<(&str, &str)> {
-        self.models.iter().find_map(|(name, load)| Some((name.as_str(), load.degraded.as_deref()?)))
+        self.models.iter().find_map(|load| Some((load.model.name.as_str(), load.degraded.as_deref()?)))
     }
 
     /// Tokens that wait to be read, over all models.
     pub fn queued_tokens(&self) -> u64 {
-        self.models.values().map(|load| load.queued_tokens).fold(0, u64::saturating_add)
+        self.models.iter().map(|load| load.queued_tokens).fold(0, u64::saturating_add)
     }
+}
+
+/// What people and the store say of a gateway, whether or not it is linked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Its own labels, with `id`, and `board`, `driver` and `processor` where it reports them.
+    pub labels: Labels,
+    /// It is to get no new requests; what runs there goes on.
+    pub drained: bool,
+    /// It is hotter than it should be, and may soon be slower.
+    pub hot: bool,
 }

@@ -1,8 +1,18 @@
 //! The gateways that are linked at this moment, and the requests in flight on each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
-use super::{Candidate, GatewayId, GatewayState, Model, ModelLoad, choose};
+use super::{
+    Candidate, GatewayId, GatewayState, Labels, Model, ModelLoad, Traits, Wish, choose,
+    routing::{
+        breaker::{Breakers, Verdict},
+        names::{NameTable, Target, UnknownVersion},
+        prefix::{Cached, Holder, PrefixIndex, Prompt},
+    },
+};
 
 /// One link of a gateway. A gateway that dials again gets a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,15 +21,23 @@ pub struct LinkId(u64);
 /// Names of models remembered after their gateways went away; beyond that, the memory of the past is not worth it.
 const MOST_KNOWN_MODELS: usize = 10_000;
 
+/// In this time, half of what a gateway was given to read is no longer recent.
+const RECENT_HALF_LIFE: Duration = Duration::from_secs(10);
+
 /// The live gateways. `C` is how to reach one: a cheap handle that the registry stores and hands out, no more.
 ///
 /// A gateway is in here exactly while its link lives: losing it removes the gateway with everything reported about
-/// it, and a newer link of the same gateway replaces the older.
+/// it, and a newer link of the same gateway replaces the older. What people say of it ([`Traits`]), and that it fails
+/// again and again, outlives its links.
 #[derive(Debug)]
 pub struct Registry<C> {
     gateways: BTreeMap<GatewayId, Linked<C>>,
     next_link: u64,
     known_models: BTreeSet<String>,
+    names: NameTable,
+    traits: BTreeMap<GatewayId, Traits>,
+    breakers: Breakers,
+    prefixes: PrefixIndex,
 }
 
 #[derive(Debug)]
@@ -28,6 +46,40 @@ struct Linked<C> {
     connection: C,
     state: GatewayState,
     in_flight: u64,
+    /// Tokens of prompts that were sent there and of which no answer has begun.
+    unread: u64,
+    /// Tokens of prompts that it was given lately, and when that was true.
+    recent: Option<(f64, Instant)>,
+}
+
+impl<C> Linked<C> {
+    fn recent(&self, now: Instant) -> f64 {
+        self.recent.map_or(0.0, |(tokens, at)| {
+            let half_lives = now.saturating_duration_since(at).as_secs_f64() / RECENT_HALF_LIFE.as_secs_f64();
+            tokens * (-half_lives).exp2()
+        })
+    }
+}
+
+/// What a request asks of routing.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// As the request names it; see [`NameTable::resolve`].
+    pub model: &'a str,
+    /// Only this version, whatever the name stands for by now: what began the answer.
+    pub digest: Option<&'a str>,
+    /// Labels that the gateway must have.
+    pub labels: &'a Labels,
+    /// Session that the request belongs to.
+    pub session: Option<&'a str>,
+    /// What is to be read.
+    pub prompt: &'a Prompt,
+    /// Links that the request was sent to before.
+    pub tried: &'a [LinkId],
+    /// Decides between equals.
+    pub random: u64,
+    /// This moment.
+    pub now: Instant,
 }
 
 /// A request's place on a gateway, to be given back by [`Registry::release`].
@@ -39,6 +91,14 @@ pub struct Reservation<C> {
     pub link: LinkId,
     /// How to reach it.
     pub connection: C,
+    /// The version, as the gateway reported it.
+    pub digest: String,
+    /// What to call the version there: its digest, where the name alone could mean another one.
+    pub model: String,
+    /// Tokens that count as waiting there until [`Registry::begun`].
+    unread: u64,
+    /// The gateway failed before, and this request is to show whether it still does.
+    tries: bool,
 }
 
 /// A model that can be generated with now, over the accepting gateways that serve it.
@@ -89,6 +149,9 @@ pub enum NoRoute {
         /// Names of the models that are served now, sorted.
         available: Vec<String>,
     },
+    /// The model has no such version or alias.
+    #[error(transparent)]
+    UnknownVersion(#[from] UnknownVersion),
     /// The model is known, but no gateway that serves it is linked and accepting.
     #[error("no gateway that serves the model can take the request now")]
     NoneLive,
@@ -99,17 +162,39 @@ pub enum NoRoute {
 
 impl<C> Default for Registry<C> {
     fn default() -> Self {
-        Self { gateways: BTreeMap::new(), next_link: 0, known_models: BTreeSet::new() }
+        Self {
+            gateways: BTreeMap::new(),
+            next_link: 0,
+            known_models: BTreeSet::new(),
+            names: NameTable::default(),
+            traits: BTreeMap::new(),
+            breakers: Breakers::default(),
+            prefixes: PrefixIndex::default(),
+        }
     }
 }
 
 impl<C: Clone> Registry<C> {
+    /// From now on requests are resolved by these names. True if they are others than before.
+    pub fn set_names(&mut self, names: NameTable) -> bool {
+        let changed = self.names != names;
+        self.names = names;
+        changed
+    }
+
+    /// What is said of all gateways, linked or not. True if it is not what was said before.
+    pub fn set_traits(&mut self, traits: BTreeMap<GatewayId, Traits>) -> bool {
+        let changed = self.traits != traits;
+        self.traits = traits;
+        changed
+    }
+
     /// Adds a gateway with its first report. Gives back the connection that it replaces, which is to be closed.
     pub fn link(&mut self, id: GatewayId, connection: C, state: GatewayState) -> (LinkId, Option<C>) {
         let link = LinkId(self.next_link);
         self.next_link += 1;
         self.remember(&state);
-        let linked = Linked { link, connection, state, in_flight: 0 };
+        let linked = Linked { link, connection, state, in_flight: 0, unread: 0, recent: None };
         let replaced = self.gateways.insert(id, linked);
         (link, replaced.map(|old| old.connection))
     }
@@ -131,47 +216,80 @@ impl<C: Clone> Registry<C> {
         self.current(id, link).is_some() && self.gateways.remove(id).is_some()
     }
 
-    /// Picks a gateway for `model` (empty: the only one) that is not among `tried`, and counts the request on it, so
-    /// that requests which come at the same moment see each other.
+    /// Picks a gateway and counts the request and its prompt on it, so that requests which come at the same moment see
+    /// each other.
     ///
     /// # Errors
     /// Tells whether waiting for a gateway could help.
-    pub fn reserve(
-        &mut self,
-        model: &str,
-        session: Option<&str>,
-        tried: &[LinkId],
-        random: u64,
-    ) -> Result<Reservation<C>, NoRoute> {
-        let model = self.resolve(model)?;
-        let (old, gateways): (Vec<_>, Vec<_>) = self
-            .gateways
-            .iter()
-            .filter(|(_, linked)| linked.state.accepting)
-            .filter_map(|(id, linked)| Some((id, linked, linked.state.models.get(&model)?)))
-            .partition(|(_, linked, _)| tried.contains(&linked.link));
-        let none = if old.is_empty() { NoRoute::NoneLive } else { NoRoute::AllTried };
-        let candidates: Vec<_> = gateways
-            .iter()
-            .map(|(id, linked, load)| Candidate {
-                id,
-                in_flight: linked.in_flight,
-                reported: linked.state.generations(),
-                queued_tokens: linked.state.queued_tokens(),
-                free_blocks: load.free_blocks,
-            })
-            .collect();
-        let index = choose(&candidates, session, random).ok_or(none)?;
-        let (gateway, link) = (gateways[index].0.clone(), gateways[index].1.link);
+    pub fn reserve(&mut self, query: &Query<'_>) -> Result<Reservation<C>, NoRoute> {
+        let target = match query.digest {
+            Some(digest) => Target::Exactly(digest.to_owned()),
+            None => self.resolve(query.model)?,
+        };
+        let cached = self.prefixes.cached(query.prompt);
+        let mut options = self.options(query, &target, &cached);
+        if let (Target::Preferred(name, _), true) = (&target, options.is_empty()) {
+            options = self.options(query, &Target::Named(name.clone()), &cached);
+        }
+        let none = if options.is_empty() { NoRoute::NoneLive } else { NoRoute::AllTried };
+        options.retain(|option| !query.tried.contains(&option.link));
+        if options.is_empty() {
+            return Err(none);
+        }
+        // A gateway that fails again and again is better than none, but for one request at a time.
+        let healthy = |option: &Choice<'_>| matches!(option.verdict, Verdict::Closed | Verdict::HalfOpen);
+        if options.iter().any(healthy) {
+            options.retain(healthy);
+        } else {
+            options.retain(|option| option.verdict != Verdict::Trying);
+        }
+        let candidates: Vec<_> = options.iter().map(|option| option.candidate).collect();
+        let wish = Wish { session: query.session, prompt_tokens: query.prompt.tokens, random: query.random };
+        let choice = &options[choose(&candidates, &wish).ok_or(NoRoute::NoneLive)?];
+        let unread = query.prompt.tokens.saturating_sub(choice.candidate.cached_tokens);
+        let (gateway, link) = (choice.candidate.id.clone(), choice.link);
+        let (digest, tries) = (choice.load.model.digest.clone(), choice.verdict != Verdict::Closed);
+        let model = self.name_for(&gateway, &choice.load.model, &target);
+        if tries {
+            self.breakers.trying(&gateway);
+        }
+        self.prefixes.note(query.prompt, Holder::new(&gateway, &digest));
         let linked = self.current(&gateway, link).ok_or(NoRoute::NoneLive)?;
         linked.in_flight += 1;
-        Ok(Reservation { gateway, link, connection: linked.connection.clone() })
+        linked.unread = linked.unread.saturating_add(unread);
+        linked.recent = Some((linked.recent(query.now) + unread as f64, query.now));
+        Ok(Reservation { connection: linked.connection.clone(), gateway, link, digest, model, unread, tries })
     }
 
-    /// A reserved request has ended. Does nothing if the link is gone.
-    pub fn release(&mut self, id: &GatewayId, link: LinkId) {
-        if let Some(linked) = self.current(id, link) {
+    /// The gateway has begun to answer a reserved request.
+    pub fn begun(&mut self, reservation: &mut Reservation<C>) {
+        self.read(reservation);
+        self.breakers.succeeded(&reservation.gateway);
+    }
+
+    /// The gateway has failed a reserved request: not the client, and not for being full.
+    pub fn failed(&mut self, reservation: &Reservation<C>, now: Instant) {
+        self.breakers.failed(&reservation.gateway, now);
+    }
+
+    /// A reserved request has ended. True if others may have waited for that.
+    pub fn release(&mut self, reservation: &mut Reservation<C>) -> bool {
+        self.read(reservation);
+        let tried = std::mem::take(&mut reservation.tries);
+        if tried {
+            self.breakers.tried(&reservation.gateway);
+        }
+        // The link may be gone.
+        if let Some(linked) = self.current(&reservation.gateway, reservation.link) {
             linked.in_flight = linked.in_flight.saturating_sub(1);
+        }
+        tried
+    }
+
+    fn read(&mut self, reservation: &mut Reservation<C>) {
+        let unread = std::mem::take(&mut reservation.unread);
+        if let Some(linked) = self.current(&reservation.gateway, reservation.link) {
+            linked.unread = linked.unread.saturating_sub(unread);
         }
     }
 
@@ -179,7 +297,7 @@ impl<C: Clone> Registry<C> {
     pub fn models(&self) -> Vec<ServedModel> {
         let mut models: BTreeMap<&Model, ServedModel> = BTreeMap::new();
         for (id, linked) in self.gateways.iter().filter(|(_, linked)| linked.state.accepting) {
-            for load in linked.state.models.values() {
+            for load in linked.state.models() {
                 let served =
                     models.entry(&load.model).or_insert_with(|| ServedModel::new(load.model.clone()));
                 served.add(id, load);
@@ -193,22 +311,103 @@ impl<C: Clone> Registry<C> {
         self.gateways.iter().map(|(id, linked)| (id, linked.in_flight, &linked.state))
     }
 
-    fn resolve(&self, model: &str) -> Result<String, NoRoute> {
-        if model.is_empty() {
-            let available = self.available();
-            return match <[String; 1]>::try_from(available) {
-                Ok([only]) => Ok(only),
-                // Before the first gateway, nobody can say which names there will be.
-                Err(available) if available.is_empty() => Err(NoRoute::NoneLive),
-                Err(available) => Err(NoRoute::Ambiguous { available }),
-            };
+    /// Every version on every gateway that the request could go to, tried or not.
+    fn options<'a>(&'a self, query: &Query<'_>, target: &Target, cached: &Cached) -> Vec<Choice<'a>> {
+        let mut options = Vec::new();
+        for (id, linked) in self.gateways.iter().filter(|(_, linked)| linked.state.accepting) {
+            let traits = self.traits.get(id);
+            if traits.is_some_and(|traits| traits.drained) || !has(id, traits, query.labels) {
+                continue;
+            }
+            for load in linked.state.models().iter().filter(|load| self.meets(target, load)) {
+                let holder = || Holder::new(id, &load.model.digest);
+                let candidate = Candidate {
+                    id,
+                    in_flight: linked.in_flight,
+                    reported: linked.state.generations(),
+                    queued_tokens: linked.state.queued_tokens().max(linked.unread),
+                    free_blocks: load.free_blocks,
+                    cached_tokens: if cached.is_empty() { 0 } else { cached.of(holder()) },
+                    recent_tokens: linked.recent(query.now) as u64,
+                    slow: load.degraded.is_some() || traits.is_some_and(|traits| traits.hot),
+                };
+                let verdict = self.breakers.verdict(id, query.now);
+                options.push(Choice { candidate, link: linked.link, load, verdict });
+            }
         }
-        // What is served now counts first: the memory of names is limited.
-        let served = || self.gateways.values().any(|linked| linked.state.models.contains_key(model));
-        if self.known_models.is_empty() || self.known_models.contains(model) || served() {
-            return Ok(model.to_owned());
+        options
+    }
+
+    fn meets(&self, target: &Target, load: &ModelLoad) -> bool {
+        let model = &load.model;
+        match target {
+            // Resolved already: only one name is served.
+            Target::Only => true,
+            Target::Named(name) => model.name == *name || self.names.owns(name, &model.digest),
+            Target::Preferred(_, digests) => digests.iter().any(|digest| digest.as_str() == model.digest),
+            Target::Exactly(digest) => model.digest == *digest,
+        }
+    }
+
+    /// What to call a version when asking the gateway for it.
+    fn name_for(&self, gateway: &GatewayId, model: &Model, target: &Target) -> String {
+        let same = |load: &&ModelLoad| load.model.name == model.name;
+        let several = self
+            .gateways
+            .get(gateway)
+            .is_some_and(|linked| linked.state.models().iter().filter(same).count() > 1);
+        let exactly = match target {
+            Target::Exactly(_) | Target::Preferred(..) => true,
+            Target::Only | Target::Named(_) => false,
+        };
+        let digest = model.digest.parse::<super::Digest>().is_ok();
+        if digest && (exactly || several || self.names.knows(&model.digest)) {
+            model.digest.clone()
+        } else {
+            model.name.clone()
+        }
+    }
+
+    fn resolve(&self, text: &str) -> Result<Target, NoRoute> {
+        let served = |text: &str| self.gateways.values().any(|linked| linked.state.serves(text));
+        let target = match self.names.resolve(text) {
+            // What a gateway calls its own model counts first.
+            Err(error) if !served(text) => {
+                return Err(match self.known_models.is_empty() && !self.names.has(&error.model) {
+                    true => NoRoute::NoneLive,
+                    false if !self.names.has(&error.model) && !served(&error.model) => {
+                        NoRoute::UnknownModel { available: self.available() }
+                    }
+                    false => error.into(),
+                });
+            }
+            Err(_) => Target::Named(text.to_owned()),
+            Ok(target) => target,
+        };
+        let known = match &target {
+            Target::Only => return self.only(),
+            Target::Named(name) | Target::Preferred(name, _) => {
+                self.known_models.contains(name) || self.names.has(name) || served(name)
+            }
+            Target::Exactly(digest) => {
+                let reported = |load: &ModelLoad| load.model.digest == *digest;
+                self.names.knows(digest)
+                    || self.gateways.values().any(|linked| linked.state.models().iter().any(reported))
+            }
+        };
+        // Before the first gateway, nobody can say which names there will be.
+        if known || self.known_models.is_empty() {
+            return Ok(target);
         }
         Err(NoRoute::UnknownModel { available: self.available() })
+    }
+
+    fn only(&self) -> Result<Target, NoRoute> {
+        match <[String; 1]>::try_from(self.available()) {
+            Ok([only]) => Ok(self.names.resolve(&only).unwrap_or(Target::Named(only))),
+            Err(available) if available.is_empty() => Err(NoRoute::NoneLive),
+            Err(available) => Err(NoRoute::Ambiguous { available }),
+        }
     }
 
     fn available(&self) -> Vec<String> {
@@ -218,7 +417,7 @@ impl<C: Clone> Registry<C> {
     }
 
     fn remember(&mut self, state: &GatewayState) {
-        for name in state.models.keys() {
+        for name in state.models().iter().map(|load| &load.model.name) {
             if self.known_models.len() < MOST_KNOWN_MODELS && !self.known_models.contains(name) {
                 self.known_models.insert(name.clone());
             }
@@ -228,6 +427,22 @@ impl<C: Clone> Registry<C> {
     fn current(&mut self, id: &GatewayId, link: LinkId) -> Option<&mut Linked<C>> {
         self.gateways.get_mut(id).filter(|linked| linked.link == link)
     }
+}
+
+/// A version on a gateway that a request could go to.
+struct Choice<'a> {
+    candidate: Candidate<'a>,
+    link: LinkId,
+    load: &'a ModelLoad,
+    verdict: Verdict,
+}
+
+/// Whether a gateway has all these labels. Every gateway has its own id.
+fn has(id: &GatewayId, traits: Option<&Traits>, wanted: &Labels) -> bool {
+    wanted.iter().all(|(name, value)| {
+        let own = traits.and_then(|traits| traits.labels.get(name));
+        own.map(String::as_str).or((name == "id").then(|| id.as_str())) == Some(value)
+    })
 }
 
 #[cfg(test)]

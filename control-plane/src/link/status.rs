@@ -22,7 +22,7 @@ pub enum InvalidStatus {
     /// An entry without a model, or with a name or digest that is empty or too long.
     #[error("entry {0} has no usable model")]
     Model(usize),
-    /// Two entries of the same name.
+    /// Two entries of the same name and digest.
     #[error("model {0:?} is listed twice")]
     Twice(String),
 }
@@ -32,7 +32,7 @@ pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, Gateway
     if status.models.len() > MOST_MODELS {
         return Err(InvalidStatus::TooManyModels(status.models.len()));
     }
-    let mut state = GatewayState { accepting: status.accepting, ..GatewayState::default() };
+    let mut state = GatewayState::new(status.accepting);
     for (index, load) in status.models.into_iter().enumerate() {
         let model = load.model.filter(is_usable).ok_or(InvalidStatus::Model(index))?;
         let load = ModelLoad {
@@ -53,7 +53,7 @@ pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, Gateway
             degraded: words(load.degraded),
         };
         let name = load.model.name.clone();
-        if state.models.insert(name.clone(), load).is_some() {
+        if !state.add(load) {
             return Err(InvalidStatus::Twice(name));
         }
     }
@@ -100,7 +100,7 @@ mod tests {
         let (_, state) = from_wire(status("gw", vec![load("a"), degraded])).unwrap();
         let (model, reason) = state.degraded().unwrap();
         assert_eq!((model, &reason[..4], reason.len()), ("m", "a bc", MOST_BYTES));
-        let backend = &state.models["m"].backend;
+        let backend = &state.models()[1].backend;
         assert_eq!((&backend[..4], backend.len()), (" npu", MOST_BYTES));
         let no_model = v1::ModelLoad::default();
         assert!(matches!(from_wire(status("gw", vec![no_model])), Err(InvalidStatus::Model(0))));

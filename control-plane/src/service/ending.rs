@@ -69,6 +69,9 @@ impl AttemptEnding {
     }
 
     fn end(&mut self, outcome: &'static str) {
+        if self.ended {
+            return;
+        }
         self.ended = true;
         self.metrics.attempt(outcome);
         self.span.set_attribute(attribute::ATTEMPT_OUTCOME, outcome);

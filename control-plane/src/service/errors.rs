@@ -21,6 +21,11 @@ pub(super) fn no_route(model: &str, error: &NoRoute) -> Status {
         NoRoute::Ambiguous { available } => {
             status::invalid_field("model", &format!("must be set, to one of {}", status::list(available)))
         }
+        NoRoute::UnknownVersion(unknown) => {
+            let names = status::list(&unknown.available);
+            let message = format!("{unknown}; there is {names}");
+            status::refuse_with(Reason::ModelNotFound, message, &[("available", names)], None)
+        }
         NoRoute::NoneLive | NoRoute::AllTried => {
             let message = if model.is_empty() {
                 "no gateway is linked and accepting at this moment".to_owned()
@@ -37,6 +42,21 @@ pub(super) fn gateway_lost(gateway: &GatewayId) -> Status {
     let message = format!("gateway {gateway} was lost before the answer was complete");
     let metadata = [("gateway", gateway.to_string())];
     status::refuse_with(Reason::GatewayLost, message, &metadata, Some(Duration::ZERO))
+}
+
+/// The gateway that had begun the answer failed with `status` after so many tokens, and no other one can go on with it.
+pub(super) fn not_continued(gateway: &GatewayId, status: &Status, tokens: usize, why: &str) -> Status {
+    let failed = pass_on(gateway, status);
+    let reason = status::reason_of(&failed).unwrap_or(Reason::GatewayLost);
+    let message = format!("{} after {tokens} tokens, and {why}", failed.message());
+    let metadata = [("gateway", gateway.to_string()), ("generatedTokens", tokens.to_string())];
+    status::refuse_with(reason, message, &metadata, Some(Duration::ZERO))
+}
+
+/// A gateway answered with another version than the one that was asked for.
+pub(super) fn other_version(gateway: &GatewayId, digest: &str) -> Status {
+    let message = format!("gateway {gateway} no longer serves version {digest}");
+    status::refuse(Reason::ModelNotFound, message)
 }
 
 /// The client's deadline passed.
@@ -69,12 +89,14 @@ pub(super) fn retry(status: &Status) -> Retry {
         return Retry::Yes;
     }
     match status::reason_of(status) {
-        Some(Reason::Draining | Reason::QueueFull | Reason::GatewayLost) => Retry::Yes,
+        // Asked for what it reported last: it has changed since.
+        Some(Reason::Draining | Reason::QueueFull | Reason::GatewayLost | Reason::ModelNotFound) => {
+            Retry::Yes
+        }
         Some(Reason::EngineFailed) => Retry::Once,
         Some(
             Reason::InvalidField
             | Reason::PromptTooLong
-            | Reason::ModelNotFound
             | Reason::DeadlineExceeded
             | Reason::NoGateway
             | Reason::NumericFault
@@ -95,6 +117,13 @@ pub(super) fn retry(status: &Status) -> Retry {
         )
         | None => Retry::Never,
     }
+}
+
+/// Whether a failure speaks against the gateway: its breaker and the version's traffic count it.
+pub(super) fn blames_gateway(status: &Status) -> bool {
+    let ours = [Reason::GatewayLost, Reason::EngineFailed, Reason::NumericFault, Reason::Internal];
+    status::is_transport_failure(status)
+        || status::reason_of(status).is_some_and(|reason| ours.contains(&reason))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Finds a gateway for a request, and another one while nothing of the answer has reached the client.
+//! Finds a gateway for a request, or for the rest of one, and another one while nothing of the answer has come.
 //!
 //! ```text
 //!  place ─► attempt ─► answer begins ─► done
@@ -15,7 +15,8 @@ use rookery_proto::{
     semconv::{self, attribute},
     server::Gate,
     status::{self, Reason},
-    trace_context, v1,
+    trace_context,
+    v1::{self, generate_response::Event},
 };
 use tokio::time::timeout_at;
 use tonic::{Request, Status, Streaming};
@@ -29,19 +30,34 @@ use super::{
 };
 use crate::{
     config::RoutingSection,
-    domain::{LinkId, NoRoute},
-    fleet::{Fleet, Place},
+    domain::{GatewayId, Labels, LinkId, NoRoute, Prompt},
+    fleet::{Fleet, Place, Wanted},
 };
 
-/// What routing needs to know of a call.
-pub(super) struct Call<'a> {
-    pub(super) model: &'a str,
-    pub(super) session: Option<&'a str>,
+/// What routing needs to know of a call, for as long as it lasts.
+pub(super) struct Call {
+    pub(super) model: String,
+    pub(super) labels: Labels,
+    pub(super) session: Option<String>,
+    pub(super) prompt: Prompt,
     pub(super) deadline: Option<Instant>,
-    pub(super) gate: &'a Gate,
-    pub(super) span: &'a Span,
+    pub(super) gate: Gate,
+    pub(super) span: Span,
     /// The client's trace context.
-    pub(super) incoming: &'a opentelemetry::Context,
+    pub(super) incoming: opentelemetry::Context,
+}
+
+/// What happened to a call before.
+#[derive(Default)]
+pub(super) struct Before {
+    /// Version that began the answer: nothing else will do.
+    pub(super) digest: Option<String>,
+    /// Tries so far.
+    pub(super) attempts: u32,
+    /// Links that failed.
+    pub(super) tried: Vec<LinkId>,
+    /// One of them because its engine failed.
+    pub(super) engine_failed: bool,
 }
 
 /// A call that a gateway has begun to answer.
@@ -49,12 +65,35 @@ pub(super) struct Routed<T> {
     pub(super) value: T,
     pub(super) place: Place,
     pub(super) ending: AttemptEnding,
+    /// Tries until now, this one included.
+    pub(super) attempts: u32,
+}
+
+impl<T> Routed<T> {
+    pub(super) fn gateway(&self) -> &GatewayId {
+        &self.place.reservation.gateway
+    }
+
+    /// The gateway has answered to the end.
+    pub(super) fn ok(&mut self) {
+        self.ending.ok();
+        self.place.ended(false);
+    }
+
+    /// The gateway has failed. `again`: the call goes on elsewhere.
+    pub(super) fn failed(&mut self, status: &Status, again: bool) {
+        self.ending.failed(&self.place.reservation.gateway, status, again);
+        self.place.ended(errors::blames_gateway(status));
+    }
 }
 
 /// A request that can be sent to a gateway, again if need be.
 pub(super) trait Method: Clone + Send + Sync {
     /// What there is once nothing can be tried again.
     type Answer: Send;
+
+    /// Whether its tries tell how well a version serves.
+    const COUNTS: bool;
 
     /// Sends it and waits for the answer to begin.
     fn call(self, attempt: &Attempt) -> impl Future<Output = Result<Self::Answer, Status>> + Send;
@@ -73,8 +112,11 @@ pub(super) struct Attempt {
     ending: AttemptEnding,
     deadline: Option<Instant>,
     incoming: opentelemetry::Context,
+    /// The version that must answer, if only one may.
+    digest: Option<String>,
 }
 
+#[derive(Clone)]
 pub(super) struct Router {
     fleet: Fleet,
     config: RoutingSection,
@@ -86,24 +128,32 @@ impl Router {
         Self { fleet, config, metrics }
     }
 
+    /// How often an answer may go on elsewhere.
+    pub(super) fn max_continuations(&self) -> u32 {
+        self.config.max_continuations
+    }
+
     /// Sends `message` to one gateway after the other until one has begun to answer.
     pub(super) async fn route<M: Method>(
         &self,
-        call: &Call<'_>,
-        message: M,
+        call: &Call,
+        message: &M,
+        before: Before,
     ) -> Result<Routed<M::Answer>, Status> {
-        let mut tried: Vec<LinkId> = Vec::new();
-        let mut failures = Failures::default();
+        let Before { digest, attempts, mut tried, engine_failed } = before;
+        let mut failures = Failures { engine_failed, ..Failures::default() };
         for number in 1..=self.config.max_attempts.get() {
-            let place = match self.place(call, &tried, &failures).await {
+            let attempts = attempts.saturating_add(number);
+            let place = match self.place(call, digest.as_deref(), &tried, &failures).await {
                 Ok(place) => place,
-                Err(error) => return Err(failures.answer(call, &error)),
+                Err(error) => return Err(failures.answer(&call.model, &error)),
             };
-            let span = attempt_span(call.span, &place, number);
+            let span = attempt_span(&call.span, &place, attempts);
             let mut attempt = Attempt {
                 ending: AttemptEnding::new(span, self.metrics.clone()),
                 deadline: call.deadline,
                 incoming: call.incoming.clone(),
+                digest: digest.clone(),
                 place,
             };
             let result = tokio::select! {
@@ -111,36 +161,59 @@ impl Router {
                 () = call.gate.cut() => Err(Gate::draining_status()),
                 result = attempt.within_deadline(message.clone().call(&attempt)) => result,
             };
-            let gateway = &attempt.place.reservation.gateway;
             let status = match result {
-                Ok(value) => return Ok(Routed { value, place: attempt.place, ending: attempt.ending }),
+                Ok(value) => {
+                    let Attempt { mut place, ending, .. } = attempt;
+                    place.begun(M::COUNTS);
+                    return Ok(Routed { value, place, ending, attempts });
+                }
                 Err(status) => status,
             };
-            let retry = failures.allow_another(&status)
-                && number < self.config.max_attempts.get()
-                && !call.gate.is_draining();
+            // An answer that has begun goes on while the server drains.
+            let leaving = call.gate.is_draining() && digest.is_none();
+            let retry =
+                failures.allow_another(&status) && number < self.config.max_attempts.get() && !leaving;
+            let gateway = &attempt.place.reservation.gateway;
             attempt.ending.failed(gateway, &status, retry);
             let passed_on = errors::pass_on(gateway, &status);
+            if retry {
+                info!(%gateway, code = ?status.code(), message = status.message(), "trying another gateway");
+            }
+            if M::COUNTS {
+                attempt.place.ended(errors::blames_gateway(&status));
+            }
             if !retry {
                 return Err(failures
                     .full
                     .filter(|_| errors::retry(&status) == Retry::Yes)
                     .unwrap_or(passed_on));
             }
-            info!(%gateway, code = ?status.code(), message = status.message(), "trying another gateway");
             tried.push(attempt.place.reservation.link);
             failures.add(passed_on);
         }
         // Not reached: there is at least one attempt, and the last one returns.
-        Err(failures.answer(call, &NoPlace::Route(NoRoute::NoneLive)))
+        Err(failures.answer(&call.model, &NoPlace::Route(NoRoute::NoneLive)))
     }
 
     /// A place on a gateway that was not tried yet. Waits for one only while that is the best there is to say.
-    async fn place(&self, call: &Call<'_>, tried: &[LinkId], failures: &Failures) -> Result<Place, NoPlace> {
+    async fn place(
+        &self,
+        call: &Call,
+        digest: Option<&str>,
+        tried: &[LinkId],
+        failures: &Failures,
+    ) -> Result<Place, NoPlace> {
         let now = Instant::now();
         let wait = if failures.tell_enough() { Duration::ZERO } else { self.config.wait_for_gateway };
         let end = (now + wait).min(call.deadline.unwrap_or(now + wait));
-        let place = self.fleet.place(call.model, call.session, tried, end.into());
+        let wanted = Wanted {
+            model: &call.model,
+            digest,
+            labels: &call.labels,
+            session: call.session.as_deref(),
+            prompt: &call.prompt,
+        };
+        let place = self.fleet.place(&wanted, tried, end.into());
         let result = tokio::select! {
             biased;
             () = call.gate.cut() => return Err(NoPlace::Draining),
@@ -194,7 +267,7 @@ impl Failures {
     }
 
     /// The status for the client when no gateway is left to try: what a gateway said itself, if one still could.
-    fn answer(self, call: &Call<'_>, error: &NoPlace) -> Status {
+    fn answer(self, model: &str, error: &NoPlace) -> Status {
         if let Some(full) = self.full {
             return full;
         }
@@ -203,7 +276,7 @@ impl Failures {
             (NoPlace::Deadline, _) => errors::deadline(),
             (NoPlace::Route(NoRoute::AllTried), Some(last)) => last,
             (NoPlace::Route(_), Some(last)) if self.engine_failed => last,
-            (NoPlace::Route(error), _) => errors::no_route(call.model, error),
+            (NoPlace::Route(error), _) => errors::no_route(model, error),
         }
     }
 }
@@ -219,12 +292,21 @@ fn attempt_span(parent: &Span, place: &Place, number: u32) -> Span {
 impl Method for v1::GenerateRequest {
     type Answer = Begun;
 
-    async fn call(self, attempt: &Attempt) -> Result<Begun, Status> {
+    const COUNTS: bool = true;
+
+    async fn call(mut self, attempt: &Attempt) -> Result<Begun, Status> {
+        self.model.clone_from(&attempt.place.reservation.model);
         let mut client = attempt.place.reservation.connection.inference();
         let mut rest = client.generate(attempt.request(self)).await?.into_inner();
         let first = rest.message().await?;
         // A stream that ends before it began is a broken gateway, like a connection that does.
-        let first = first.ok_or_else(|| errors::gateway_lost(&attempt.place.reservation.gateway))?;
+        let gateway = &attempt.place.reservation.gateway;
+        let first = first.ok_or_else(|| errors::gateway_lost(gateway))?;
+        if let (Some(wanted), Some(Event::Started(started))) = (&attempt.digest, &first.event)
+            && started.model_digest != *wanted
+        {
+            return Err(errors::other_version(gateway, wanted));
+        }
         Ok(Begun { first: Some(first), rest })
     }
 }
@@ -232,7 +314,10 @@ impl Method for v1::GenerateRequest {
 impl Method for v1::TokenizeRequest {
     type Answer = v1::TokenizeResponse;
 
-    async fn call(self, attempt: &Attempt) -> Result<v1::TokenizeResponse, Status> {
+    const COUNTS: bool = false;
+
+    async fn call(mut self, attempt: &Attempt) -> Result<v1::TokenizeResponse, Status> {
+        self.model.clone_from(&attempt.place.reservation.model);
         let mut client = attempt.place.reservation.connection.inference();
         Ok(client.tokenize(attempt.request(self)).await?.into_inner())
     }
@@ -266,10 +351,7 @@ mod tests {
     fn answer(failed: &[Reason], error: NoPlace) -> Option<Reason> {
         let mut failures = Failures::default();
         failed.iter().for_each(|&reason| failures.add(status::refuse(reason, "")));
-        let (gate, span, incoming) = (Gate::new(1), Span::none(), opentelemetry::Context::new());
-        let call =
-            Call { model: "m", session: None, deadline: None, gate: &gate, span: &span, incoming: &incoming };
-        status::reason_of(&failures.answer(&call, &error))
+        status::reason_of(&failures.answer("m", &error))
     }
 
     #[test]
