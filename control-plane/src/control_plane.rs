@@ -1,23 +1,52 @@
 //! Puts a control plane together from its checked configuration, and takes it apart again.
+//!
+//! ```text
+//!  start:  state folder ─► store (migrated) ─► artifacts, authority ─► inventory, reconciler, peers ─► ports
+//!  drain:  refuse new calls ─► running streams end, or are cut ─► connections and links close ─► store closes
+//! ```
 
-use std::{io, net::SocketAddr, time::Duration};
+mod clients;
+mod state;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rookery_proto::{
     server::{Gate, OnPanic, ReflectionError, Tasks, accept, accept_and_serve, add_health, add_reflection},
-    v1::inference_service_server::{InferenceServiceServer, SERVICE_NAME},
+    v1::{
+        fleet_service_server::FleetServiceServer,
+        inference_service_server::{InferenceServiceServer, SERVICE_NAME},
+    },
     validate::limit,
 };
-use tokio::net::TcpListener;
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::info;
 
 use crate::{
-    config::ValidControlPlaneConfig,
+    artifacts::{ArtifactError, Artifacts},
+    config::{ServerIdentity, ValidControlPlaneConfig},
     fleet::Fleet,
-    link::Links,
-    service::{Inference, Metrics},
+    inventory::{DownloadLimits, Inventory, Unknown},
+    link::{LinkPort, Links},
+    peers::Peers,
+    rollout::Reconciler,
+    service::{Blobs, Enrolment, FleetAdmin, Inference, Metrics, Models},
+    store::{Store, StoreError},
+    trust::{Access, AccessLayer, Authority, AuthorityError, NoRandomness, Refusals, ServerTls, TlsError},
 };
+use clients::ClientsPort;
+use state::State;
+
+/// Bytes of a request about the fleet; a gateway's labels are the largest.
+const MOST_FLEET_BYTES: usize = 256 << 10;
 
 /// Starts control planes.
 pub struct ControlPlane;
@@ -34,32 +63,108 @@ pub enum ControlPlaneError {
         #[source]
         source: io::Error,
     },
+    /// A file of the state folder cannot be used.
+    #[error("cannot {what} {path:?}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The database cannot be used.
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+    /// The place for versions of models cannot be used.
+    #[error("the artifacts cannot be used")]
+    Artifacts(#[from] ArtifactError),
+    /// The certificate authority cannot be used.
+    #[error("the certificate authority cannot be used")]
+    Authority(#[from] AuthorityError),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] TlsError),
+    /// No token can be made.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
     /// The compiled-in descriptors are broken.
     #[error(transparent)]
     Reflection(#[from] ReflectionError),
 }
 
 impl ControlPlane {
-    /// Starts serving clients and accepting workers.
+    /// Opens what is kept, and starts serving clients and accepting workers.
     ///
     /// # Errors
-    /// Tells which port cannot be used; nothing is left running then.
+    /// Tells what cannot be used; nothing is left running then.
     pub async fn start(config: ValidControlPlaneConfig) -> Result<RunningControlPlane, ControlPlaneError> {
         let (clients, address) = listen(config.listen).await?;
         let (workers, link_address) = listen(config.link.listen).await?;
+        let state = State::open(&config.state, &config.artifacts).await?;
+        let store = state.store.clone();
+        let started = Self::with_state(config, state, (clients, address), (workers, link_address));
+        if started.is_err() {
+            store.close().await;
+        }
+        started
+    }
+
+    fn with_state(
+        config: ValidControlPlaneConfig,
+        state: State,
+        (clients, address): (TcpListener, SocketAddr),
+        (workers, link_address): (TcpListener, SocketAddr),
+    ) -> Result<RunningControlPlane, ControlPlaneError> {
+        let replica = uuid::Uuid::now_v7().simple().to_string();
+        let link_tls = if config.link.tls { Some(ServerTls::link(&state.authority, &replica)?) } else { None };
+        let tls = match &config.tls {
+            Some(identity) => Some(clients_tls(&state.authority, identity, address)?),
+            None => None,
+        };
+        let downloads = DownloadLimits {
+            bandwidth_bytes: config.downloads.bandwidth.map_or(0, |bandwidth| bandwidth.as_u64()),
+            start_spread: config.downloads.start_spread,
+        };
+        let unknown = if config.link.tls { Unknown::Refuse } else { Unknown::Adopt };
+        let inventory = Inventory::new(state.store.clone(), replica, downloads, unknown);
+        let fleet = Fleet::new();
+        let (store, rollouts) = (state.store.clone(), config.rollouts.clone());
+        let reconciler = Reconciler::new(store, inventory.clone(), fleet.clone(), rollouts);
         let control_plane = RunningControlPlane {
             address,
             link_address,
             drain_timeout: config.drain_timeout,
             gate: Gate::new(config.limits.max_calls.get()),
             tasks: Tasks::new(),
-            fleet: Fleet::new(),
+            fleet,
+            store: state.store,
+            artifacts: state.artifacts,
+            authority: state.authority,
+            inventory,
+            reconciler,
+            refusals: Refusals::default(),
+            tls,
+            link_tls,
+            folder: state.folder,
+            first_token: state.first_token,
+            _temporary: state.temporary,
         };
+        let peers = control_plane.peers(&config);
         let (routes, health) = control_plane.routes(&config)?;
+        let link_routes = control_plane.link_routes(&config, &peers);
         control_plane.spawn_health(health);
+        control_plane.spawn_upkeep(peers);
         control_plane.spawn_clients(clients, routes, &config);
-        control_plane.spawn_links(workers, config);
-        info!(%address, %link_address, "the control plane serves");
+        control_plane.spawn_links(workers, link_routes, config);
+        info!(
+            %address,
+            %link_address,
+            tls = control_plane.tls.is_some(),
+            link_tls = control_plane.link_tls.is_some(),
+            "the control plane serves"
+        );
         Ok(control_plane)
     }
 }
@@ -71,6 +176,40 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Contro
     Ok((listener, address))
 }
 
+fn clients_tls(
+    authority: &Authority,
+    identity: &ServerIdentity,
+    address: SocketAddr,
+) -> Result<ServerTls, TlsError> {
+    match identity {
+        ServerIdentity::Own { names } => ServerTls::clients(authority, usual_names(names, address.ip())),
+        ServerIdentity::Files { certificate, key } => {
+            ServerTls::clients_with_files(authority, certificate, key)
+        }
+    }
+}
+
+/// The configured names, and those that always lead here.
+fn usual_names(configured: &[String], address: IpAddr) -> Vec<String> {
+    let mut names = configured.to_vec();
+    let mut add = |name: String| {
+        if !name.is_empty() && !names.contains(&name) {
+            names.push(name);
+        }
+    };
+    add("localhost".to_owned());
+    add(Ipv4Addr::LOCALHOST.to_string());
+    add(Ipv6Addr::LOCALHOST.to_string());
+    if !address.is_unspecified() {
+        add(address.to_string());
+    }
+    // A machine without a usable name is called by its address.
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    add(host.trim().to_owned().into_bytes().into_iter().filter(|byte| plain(*byte)).map(char::from).collect());
+    names
+}
+
 /// A control plane that serves. Dropping it does not stop it; [`RunningControlPlane::drain`] does.
 pub struct RunningControlPlane {
     address: SocketAddr,
@@ -79,6 +218,18 @@ pub struct RunningControlPlane {
     gate: Gate,
     tasks: Tasks,
     fleet: Fleet,
+    store: Store,
+    artifacts: Artifacts,
+    authority: Authority,
+    inventory: Inventory,
+    reconciler: Reconciler,
+    refusals: Refusals,
+    /// Of the clients' port.
+    tls: Option<ServerTls>,
+    link_tls: Option<ServerTls>,
+    folder: PathBuf,
+    first_token: Option<PathBuf>,
+    _temporary: Option<TempDir>,
 }
 
 impl RunningControlPlane {
@@ -92,9 +243,54 @@ impl RunningControlPlane {
         self.link_address
     }
 
+    /// Whether clients call with TLS and tokens.
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Whether workers dial with TLS and join with tokens.
+    pub fn links_have_tls(&self) -> bool {
+        self.link_tls.is_some()
+    }
+
     /// The linked gateways.
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// The database.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where versions of models are kept.
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    /// The certificate authority.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The gateways that have joined.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// What moves roll-outs on.
+    pub fn reconciler(&self) -> &Reconciler {
+        &self.reconciler
+    }
+
+    /// The state folder, with `ca.pem` in it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The file with a token for administrators, if this was the first start.
+    pub fn first_token(&self) -> Option<&Path> {
+        self.first_token.as_deref()
     }
 
     /// Resolves when a task that the control plane cannot do without has panicked.
@@ -111,10 +307,25 @@ impl RunningControlPlane {
     /// cut with UNAVAILABLE, clients' connections and links close. True if nothing had to be cut.
     pub async fn drain(self) -> bool {
         let clean = self.gate.drain(self.drain_timeout, &self.tasks).await;
+        self.store.close().await;
         info!(clean, "the control plane has stopped");
         clean
     }
 
+    fn peers(&self, config: &ValidControlPlaneConfig) -> Peers {
+        let address = config.replica.address.clone();
+        Peers {
+            store: self.store.clone(),
+            inventory: self.inventory.clone(),
+            fleet: self.fleet.clone(),
+            tls: self.link_tls.clone(),
+            address: address.unwrap_or_else(|| self.link_address.to_string()),
+            gate: self.gate.clone(),
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    /// What clients call.
     fn routes(
         &self,
         config: &ValidControlPlaneConfig,
@@ -128,14 +339,46 @@ impl RunningControlPlane {
             metrics,
         );
         let most_bytes = config.limits.max_message_bytes.get() as usize;
-        let mut routes = RoutesBuilder::default();
         let inference = InferenceServiceServer::new(inference)
             .max_decoding_message_size(most_bytes)
             .max_encoding_message_size(limit::ANSWER_BYTES);
-        routes.add_service(inference);
+        let (store, inventory, gate) = (&self.store, &self.inventory, &self.gate);
+        let models =
+            Models::new(store.clone(), self.artifacts.clone(), inventory.clone(), gate.clone()).server();
+        let fleet = FleetAdmin::new(
+            store.clone(),
+            inventory.clone(),
+            self.fleet.clone(),
+            gate.clone(),
+            self.authority.clone(),
+        );
+        let fleet = FleetServiceServer::new(fleet).max_decoding_message_size(MOST_FLEET_BYTES);
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(inference).add_service(models).add_service(fleet);
         let health = add_health(&mut routes);
         add_reflection(&mut routes)?;
-        Ok((routes.routes(), health))
+        let access = match &self.tls {
+            Some(_) => Access::tokens(store.clone(), self.refusals.clone()),
+            None => Access::everybody(),
+        };
+        let routes = routes.routes().into_axum_router().layer(AccessLayer(access));
+        Ok((routes.into(), health))
+    }
+
+    /// What gateways and other replicas call.
+    fn link_routes(&self, config: &ValidControlPlaneConfig, peers: &Peers) -> Routes {
+        let (store, artifacts) = (self.store.clone(), self.artifacts.clone());
+        let most = config.downloads.max_at_once.get() as usize;
+        let blobs = Blobs::new(store.clone(), artifacts, most, self.tasks.clone(), self.gate.clone());
+        let life = config.link.certificate_life;
+        let enrolment = Enrolment::new(store, self.authority.clone(), self.refusals.clone(), life);
+        let mut routes = RoutesBuilder::default();
+        routes
+            .add_service(enrolment.server())
+            .add_service(blobs.server())
+            .add_service(peers.service())
+            .add_service(peers.forward());
+        routes.routes()
     }
 
     /// Sets what the health service answers: serving until the drain begins. It does not depend on gateways: a
@@ -151,24 +394,72 @@ impl RunningControlPlane {
         });
     }
 
+    /// What runs by itself until the gate closes: saving reports, moving roll-outs on, beating, exchanging certificates.
+    fn spawn_upkeep(&self, peers: Peers) {
+        let until_closed = |name, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let gate = self.gate.clone();
+            self.tasks.spawn(name, OnPanic::StopNode, async move {
+                // Both arms end the task, so neither needs to be cancel safe.
+                tokio::select! {
+                    biased;
+                    () = gate.closed() => {}
+                    () = work => {}
+                }
+            });
+        };
+        until_closed("inventory", Box::pin(self.inventory.clone().run()));
+        until_closed("roll-outs", Box::pin(self.reconciler.clone().run()));
+        until_closed("replicas", Box::pin(peers.run()));
+        for tls in self.tls.iter().chain(&self.link_tls) {
+            until_closed("certificates", Box::pin(tls.clone().renew(self.gate.clone())));
+        }
+    }
+
     fn spawn_clients(&self, listener: TcpListener, routes: Routes, config: &ValidControlPlaneConfig) {
         let most = config.limits.max_connections.get() as usize;
         let limits = config.connection.clone();
-        let serving = accept_and_serve(listener, most, routes, limits, self.tasks.clone(), self.gate.clone());
-        self.tasks.spawn("client listener", OnPanic::StopNode, serving);
+        let (tasks, gate) = (self.tasks.clone(), self.gate.clone());
+        let Some(tls) = self.tls.clone() else {
+            let serving = accept_and_serve(listener, most, routes, limits, tasks, gate);
+            self.tasks.spawn("client listener", OnPanic::StopNode, serving);
+            return;
+        };
+        let port = ClientsPort {
+            tls,
+            routes,
+            limits,
+            places: Arc::new(Semaphore::new(most)),
+            refusals: self.refusals.clone(),
+            tasks: tasks.clone(),
+            gate: gate.clone(),
+        };
+        let pending = config.link.max_pending;
+        let accepting =
+            accept(listener, pending, tasks, gate, move |socket, peer| port.clone().accepted(socket, peer));
+        self.tasks.spawn("client listener", OnPanic::StopNode, accepting);
     }
 
-    fn spawn_links(&self, listener: TcpListener, config: ValidControlPlaneConfig) {
-        let most = config.link.max_links;
+    fn spawn_links(&self, listener: TcpListener, routes: Routes, config: ValidControlPlaneConfig) {
+        let (most, pending) = (config.link.max_links, config.link.max_pending);
         let links = Links {
             config: config.link,
             fleet: self.fleet.clone(),
+            inventory: self.inventory.clone(),
+            refusals: self.refusals.clone(),
             tasks: self.tasks.clone(),
             gate: self.gate.clone(),
         };
-        let accepting = accept(listener, most, self.tasks.clone(), self.gate.clone(), move |socket, peer| {
-            links.clone().session(socket, peer)
-        });
+        let port = LinkPort {
+            links,
+            tls: self.link_tls.clone(),
+            routes,
+            store: self.store.clone(),
+            places: Arc::new(Semaphore::new(most)),
+        };
+        let accepting =
+            accept(listener, pending, self.tasks.clone(), self.gate.clone(), move |socket, peer| {
+                port.clone().accepted(socket, peer)
+            });
         self.tasks.spawn("link listener", OnPanic::StopNode, accepting);
     }
 }
