@@ -10,7 +10,7 @@ use futures_util::{Stream, stream};
 use rookery_proto::{
     server::Gate,
     status::{Reason, refuse},
-    v1,
+    v1::{self, fleet_service_server::FleetServiceServer},
 };
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Request, Response, Status};
@@ -51,6 +51,11 @@ impl FleetAdmin {
         authority: Authority,
     ) -> Self {
         Self { store, inventory, fleet, gate, authority }
+    }
+
+    /// The service as a port carries it.
+    pub(crate) fn server(self) -> FleetServiceServer<Self> {
+        FleetServiceServer::new(self)
     }
 
     async fn list(&self, selector: &Selector) -> Result<Vec<v1::Gateway>, StoreError> {
