@@ -223,3 +223,6 @@ fn s3(bucket: &str) -> Result<impl ObjectStore + use<>, object_store::Error> {
     let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
     builder.with_allow_http(plain).build()
 }
+
+#[cfg(test)]
+mod tests;

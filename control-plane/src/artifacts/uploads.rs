@@ -37,7 +37,7 @@ impl Uploads {
         Ok(Self { folder })
     }
 
-    fn path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
         // Hexadecimal by construction.
         self.folder.join(format!("{}.part", digest.as_str().trim_start_matches("sha256:")))
     }
@@ -151,6 +151,14 @@ impl Upload {
         self.file.write_all(data).await.map_err(io_error("write", &self.path))?;
         self.offset = end;
         Ok(())
+    }
+
+    /// Ends the call before its end: what came stays for the next one, which may be on its way already.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn pause(mut self) -> Result<(), ArtifactError> {
+        self.file.flush().await.map_err(io_error("write", &self.path))
     }
 
     /// Ends the call. If all bytes are here, checks and publishes the blob and gives `true`; else keeps what there is for

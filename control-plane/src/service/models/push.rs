@@ -16,7 +16,7 @@ use super::{
     errors::{self, Failure},
 };
 use crate::{
-    artifacts::{ArtifactError, Manifest},
+    artifacts::{ArtifactError, Manifest, Upload},
     domain::{Digest, Millis, ModelName, VersionName},
     store::{NewVersion, SignatureRecord, StoreError, Version, VersionSummary},
 };
@@ -69,9 +69,10 @@ impl Shared {
             return Ok(v1::UploadBlobResponse { offset: head.size, complete: true });
         }
         let mut upload = self.artifacts.begin_upload(&head.digest, head.size, head.offset)?;
-        upload.append(&head.data).await?;
-        while let Some(message) = next(&mut stream, &self.gate).await? {
-            upload.append(&convert::piece(message)?).await?;
+        if let Err(failure) = append(&mut upload, head.data, &mut stream, &self.gate).await {
+            // Asked next, the offset is that of what came: a disk that fails now has failed before.
+            let _ = upload.pause().await;
+            return Err(failure);
         }
         let offset = upload.offset();
         let complete = upload.finish().await?;
@@ -215,6 +216,20 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Appends everything that a call sends.
+async fn append(
+    upload: &mut Upload,
+    first: Vec<u8>,
+    stream: &mut Streaming<v1::UploadBlobRequest>,
+    gate: &Gate,
+) -> Result<(), Failure> {
+    upload.append(&first).await?;
+    while let Some(message) = next(stream, gate).await? {
+        upload.append(&convert::piece(message)?).await?;
+    }
+    Ok(())
 }
 
 /// The next message of an upload. Its bytes so far stay where they are, whatever this fails with.
