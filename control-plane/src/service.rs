@@ -12,6 +12,7 @@ mod fleet;
 mod metrics;
 mod models;
 mod proxy;
+mod rollouts;
 mod route;
 pub(crate) mod stored;
 
@@ -41,6 +42,7 @@ pub use enrolment::Enrolment;
 pub use fleet::FleetAdmin;
 pub(crate) use metrics::Metrics;
 pub use models::Models;
+pub use rollouts::Rollouts;
 use proxy::{Proxied, Route};
 use route::{Before, Begun, Call, Routed, Router};
 

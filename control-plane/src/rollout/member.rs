@@ -29,6 +29,8 @@ pub struct Reported {
     pub digest: Digest,
     /// How far it is.
     pub progress: Progress,
+    /// The same in the gateway's word.
+    pub phase: &'static str,
     /// Why, in words, with the verdicts of gates that it failed.
     pub reason: String,
     /// Generation of the assignment that it follows.

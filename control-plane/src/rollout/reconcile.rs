@@ -119,8 +119,10 @@ pub struct Preview {
     pub entry: Entry,
     /// What the first plan assigns.
     pub step: Step,
-    /// How many gateways the selector matches.
-    pub selected: usize,
+    /// The gateways as it would see them.
+    pub members: Vec<Member>,
+    /// A gateway that has been away for less will be back in a moment.
+    pub grace: Duration,
 }
 
 /// A roll-out with all that is known of it now.
@@ -215,16 +217,14 @@ impl Reconciler {
         let mut conflict = None;
         for _ in 0..TRIES {
             let preview = self.preview(wish.clone(), actor).await?;
-            let Preview { entry, step, .. } = preview;
-            let snapshot = self.snapshot().await?;
+            let Preview { entry, step, members, .. } = preview;
             let new = NewRollout {
                 id: entry.record.id.clone(),
                 spec: entry.record.spec.clone(),
                 created: entry.record.created,
                 created_by: actor.to_owned(),
                 traceparent: trace::begin(&entry.record),
-                gateways: snapshot
-                    .members(&entry.record.id, &entry.spec)
+                gateways: members
                     .into_iter()
                     .filter(|member| member.selected && member.claimed_by.is_none())
                     .map(|member| member.id)
@@ -284,8 +284,8 @@ impl Reconciler {
             traceparent: String::new(),
             plan: step.plan.clone(),
         };
-        let selected = selected.len();
-        Ok(Preview { entry: Entry { record, spec }, step, selected })
+        let grace = self.shared.settings.grace;
+        Ok(Preview { entry: Entry { record, spec }, step, members, grace })
     }
 
     /// Gives a roll-out an order.

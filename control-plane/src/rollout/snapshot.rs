@@ -222,5 +222,11 @@ fn reported(version: &VersionStatus) -> Reported {
     if reason.is_empty() {
         reason = "gave no reason".to_owned();
     }
-    Reported { digest: version.digest.clone(), progress, reason, generation: version.generation }
+    Reported {
+        digest: version.digest.clone(),
+        progress,
+        phase: version.phase.as_str(),
+        reason,
+        generation: version.generation,
+    }
 }

@@ -1,9 +1,6 @@
 //! How many gateways a wave reaches, and which come first.
 
-use crate::domain::{
-    GatewayId,
-    rollout::{RolloutId, WaveSize},
-};
+use crate::domain::{Digest, GatewayId, rollout::WaveSize};
 
 /// Most waves of a roll-out.
 pub const MOST_WAVES: usize = 100;
@@ -101,10 +98,10 @@ pub fn most_unavailable(percent: f64, all: usize) -> usize {
     ((all as f64 * percent / 100.0 + 1e-9).floor() as usize).max(1)
 }
 
-/// Where a gateway comes in the order of a roll-out. Each roll-out has its own order, so that it is not always the same
-/// gateway that tries what is new.
-pub fn place(rollout: &RolloutId, gateway: &GatewayId) -> u64 {
-    spread(rollout.0.bytes().chain([0]).chain(gateway.as_str().bytes()))
+/// Where a gateway comes in the order in which a version is rolled out. Each version has its own order, so that it is not always
+/// the same gateway that tries what is new; and it is known before, so that a dry run tells the truth.
+pub fn place(version: &Digest, gateway: &GatewayId) -> u64 {
+    spread(version.as_str().bytes().chain([0]).chain(gateway.as_str().bytes()))
 }
 
 /// A number that bytes determine and that says nothing of them.
@@ -172,12 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn each_roll_out_has_its_own_order() {
-        let first = |rollout: &str| {
-            let id = RolloutId(rollout.to_owned());
-            (0..100).min_by_key(|n| place(&id, &format!("gw-{n}").parse().unwrap())).unwrap()
+    fn each_version_has_its_own_order() {
+        let first = |version: u32| {
+            let digest = format!("sha256:{version:064x}").parse().unwrap();
+            (0..100).min_by_key(|n| place(&digest, &format!("gw-{n}").parse().unwrap())).unwrap()
         };
-        let firsts: std::collections::BTreeSet<_> = (0..50).map(|n| first(&format!("{n:032x}"))).collect();
+        let firsts: std::collections::BTreeSet<_> = (0..50).map(first).collect();
         assert!(firsts.len() > 25, "{firsts:?}");
     }
 }

@@ -31,7 +31,8 @@ pub(super) fn going_back(situation: &Situation<'_>, tally: &Tally<'_>) -> Next {
     let mut plan = situation.follow(RolloutState::RollingBack, String::new());
     let changes = take_back(situation, tally, &mut plan, on_the_way);
     if !changes.is_empty() || plan.targets != *targets {
-        plan.reason = format!("{} more go back: {}", count(changes.len()), gateways(&changes));
+        plan.reason =
+            format!("{}{BUT}{} more go back: {}", cause(situation), count(changes.len()), gateways(&changes));
         return step(plan, changes);
     }
     if on_the_way > 0 || targets.values().any(|target| target.digest.as_ref() == Some(version)) {
@@ -42,8 +43,18 @@ pub(super) fn going_back(situation: &Situation<'_>, tally: &Tally<'_>) -> Next {
         0 => String::new(),
         _ => format!(", but {} did not get there: {}", count(tally.failed.len()), failed.join("; ")),
     };
-    let reason = format!("every gateway that can be reached serves what it served before{but}");
+    let cause = cause(situation);
+    let reason = format!("{cause}{BUT}every gateway that can be reached serves what it served before{but}");
     step(situation.follow(RolloutState::RolledBack, reason), Vec::new())
+}
+
+/// Between why a roll-out goes back and what is done about it.
+const BUT: &str = " — ";
+
+/// Why it goes back: the first part of every reason on the way.
+fn cause<'a>(situation: &Situation<'a>) -> &'a str {
+    let reason = situation.plan.reason.as_str();
+    reason.split_once(BUT).map_or(reason, |(cause, _)| cause)
 }
 
 /// Gives gateways back what they served before the roll-out: all that do not serve the version (they are on the way, failed,

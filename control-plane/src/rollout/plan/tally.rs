@@ -127,7 +127,7 @@ impl<'a> Tally<'a> {
     }
 
     fn order(&mut self, situation: &Situation<'_>) {
-        let place = |member: &&Member| (waves::place(&situation.plan.rollout, &member.id), member.id.clone());
+        let place = |member: &&Member| (waves::place(situation.version(), &member.id), member.id.clone());
         self.candidates.sort_by_cached_key(place);
         self.broken.sort_by_cached_key(place);
         // Where all there is was broken before, there is nobody else to begin with.
