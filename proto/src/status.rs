@@ -275,6 +275,11 @@ pub fn reason_of(status: &Status) -> Option<Reason> {
     if info.domain == DOMAIN { info.reason.parse().ok() } else { None }
 }
 
+/// One value of the metadata of a status's `ErrorInfo`.
+pub fn metadata_of(status: &Status, name: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.remove(name)
+}
+
 /// How long the server asks to wait before another try.
 pub fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay

@@ -1,7 +1,9 @@
 //! The harness for scenarios: fleets of a control plane and workers in one process, on port 0, over tiny models.
 //!
 //! - [`fleet`] starts and stops them; [`bundles`] packs the models; [`hold`] stops an engine in the middle of a step.
-//! - [`client`] is a client as users would write one; [`scripted`] is a worker that misbehaves on cue.
+//! - [`client`] is a client as users would write one; [`scripted`] is a worker that misbehaves on cue; [`relay`] breaks
+//!   the links of real ones.
+//! - [`postgres`] is a real PostgreSQL.
 //! - [`processes`] runs the real binary; [`otlp`] is a collector to send spans to.
 //!
 //! Waits are bounded and for a value; nothing sleeps. [`within`] ends a scenario that hangs.
@@ -13,7 +15,9 @@ pub mod client;
 pub mod fleet;
 pub mod hold;
 pub mod otlp;
+pub mod postgres;
 pub mod processes;
+pub mod relay;
 pub mod scripted;
 
 /// Longest time that any wait of a scenario may take. Far more than any needs, for slow machines.

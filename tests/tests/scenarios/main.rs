@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod cancel;
+mod continuation;
 mod drain;
 mod generate;
 mod hostile;

@@ -112,7 +112,7 @@ async fn a_real_worker_that_stops_before_the_first_token_costs_only_time() {
 }
 
 #[tokio::test]
-async fn a_gateway_lost_after_the_first_event_is_an_error() {
+async fn a_gateway_lost_after_the_first_event_is_an_error_where_no_other_has_the_version() {
     for script in [Script::DropAfter(3), Script::EndAfter(3)] {
         let (fleet, _scripted) = with_scripted(script).await;
         let stream = fleet.client().generate(text("The rooks", 8)).await.unwrap().into_inner();
@@ -121,6 +121,7 @@ async fn a_gateway_lost_after_the_first_event_is_an_error() {
         let error = result.unwrap_err();
         assert_eq!((error.code(), status::reason_of(&error)), (Code::Unavailable, Some(Reason::GatewayLost)));
         assert!(error.message().contains("scripted"), "{error}");
+        assert_eq!(status::metadata_of(&error, "generatedTokens").as_deref(), Some("2"));
         fleet.stop().await;
     }
 }
