@@ -5,12 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod options;
+mod served;
+
+use options::Choice;
+pub use served::ServedModel;
+
 use super::{
-    Candidate, GatewayId, GatewayState, Labels, Model, ModelLoad, Traits, Wish, choose,
+    GatewayId, GatewayState, Labels, Model, Traits, Wish, choose,
     routing::{
         breaker::{Breakers, Verdict},
         names::{NameTable, Target, UnknownVersion},
-        prefix::{Cached, Holder, PrefixIndex, Prompt},
+        prefix::{Holder, PrefixIndex, Prompt},
     },
 };
 
@@ -99,39 +105,6 @@ pub struct Reservation<C> {
     unread: u64,
     /// The gateway failed before, and this request is to show whether it still does.
     tries: bool,
-}
-
-/// A model that can be generated with now, over the accepting gateways that serve it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServedModel {
-    /// The model.
-    pub model: Model,
-    /// How many serve it.
-    pub gateways: u32,
-    /// Where they compute its linear layers.
-    pub backends: BTreeSet<String>,
-    /// How many of them compute slower than they should.
-    pub degraded_gateways: u32,
-    /// The first of these by id, and why.
-    pub degraded: Option<(GatewayId, String)>,
-}
-
-impl ServedModel {
-    fn new(model: Model) -> Self {
-        Self { model, gateways: 0, backends: BTreeSet::new(), degraded_gateways: 0, degraded: None }
-    }
-
-    /// Counts a gateway. Gateways must come in the order of their ids.
-    fn add(&mut self, gateway: &GatewayId, load: &ModelLoad) {
-        self.gateways += 1;
-        if !load.backend.is_empty() {
-            self.backends.insert(load.backend.clone());
-        }
-        if let Some(reason) = &load.degraded {
-            self.degraded_gateways += 1;
-            self.degraded.get_or_insert_with(|| (gateway.clone(), reason.clone()));
-        }
-    }
 }
 
 /// There is no gateway to send a request to.
@@ -229,7 +202,7 @@ impl<C: Clone> Registry<C> {
         let cached = self.prefixes.cached(query.prompt);
         let mut options = self.options(query, &target, &cached);
         if let (Target::Preferred(name, _), true) = (&target, options.is_empty()) {
-            options = self.options(query, &Target::Named(name.clone()), &cached);
+            options = self.options(query, &self.names.whatever(name), &cached);
         }
         let none = if options.is_empty() { NoRoute::NoneLive } else { NoRoute::AllTried };
         options.retain(|option| !query.tried.contains(&option.link));
@@ -311,105 +284,6 @@ impl<C: Clone> Registry<C> {
         self.gateways.iter().map(|(id, linked)| (id, linked.in_flight, &linked.state))
     }
 
-    /// Every version on every gateway that the request could go to, tried or not.
-    fn options<'a>(&'a self, query: &Query<'_>, target: &Target, cached: &Cached) -> Vec<Choice<'a>> {
-        let mut options = Vec::new();
-        for (id, linked) in self.gateways.iter().filter(|(_, linked)| linked.state.accepting) {
-            let traits = self.traits.get(id);
-            if traits.is_some_and(|traits| traits.drained) || !has(id, traits, query.labels) {
-                continue;
-            }
-            for load in linked.state.models().iter().filter(|load| self.meets(target, load)) {
-                let holder = || Holder::new(id, &load.model.digest);
-                let candidate = Candidate {
-                    id,
-                    in_flight: linked.in_flight,
-                    reported: linked.state.generations(),
-                    queued_tokens: linked.state.queued_tokens().max(linked.unread),
-                    free_blocks: load.free_blocks,
-                    cached_tokens: if cached.is_empty() { 0 } else { cached.of(holder()) },
-                    recent_tokens: linked.recent(query.now) as u64,
-                    slow: load.degraded.is_some() || traits.is_some_and(|traits| traits.hot),
-                };
-                let verdict = self.breakers.verdict(id, query.now);
-                options.push(Choice { candidate, link: linked.link, load, verdict });
-            }
-        }
-        options
-    }
-
-    fn meets(&self, target: &Target, load: &ModelLoad) -> bool {
-        let model = &load.model;
-        match target {
-            // Resolved already: only one name is served.
-            Target::Only => true,
-            Target::Named(name) => model.name == *name || self.names.owns(name, &model.digest),
-            Target::Preferred(_, digests) => digests.iter().any(|digest| digest.as_str() == model.digest),
-            Target::Exactly(digest) => model.digest == *digest,
-        }
-    }
-
-    /// What to call a version when asking the gateway for it.
-    fn name_for(&self, gateway: &GatewayId, model: &Model, target: &Target) -> String {
-        let same = |load: &&ModelLoad| load.model.name == model.name;
-        let several = self
-            .gateways
-            .get(gateway)
-            .is_some_and(|linked| linked.state.models().iter().filter(same).count() > 1);
-        let exactly = match target {
-            Target::Exactly(_) | Target::Preferred(..) => true,
-            Target::Only | Target::Named(_) => false,
-        };
-        let digest = model.digest.parse::<super::Digest>().is_ok();
-        if digest && (exactly || several || self.names.knows(&model.digest)) {
-            model.digest.clone()
-        } else {
-            model.name.clone()
-        }
-    }
-
-    fn resolve(&self, text: &str) -> Result<Target, NoRoute> {
-        let served = |text: &str| self.gateways.values().any(|linked| linked.state.serves(text));
-        let target = match self.names.resolve(text) {
-            // What a gateway calls its own model counts first.
-            Err(error) if !served(text) => {
-                return Err(match self.known_models.is_empty() && !self.names.has(&error.model) {
-                    true => NoRoute::NoneLive,
-                    false if !self.names.has(&error.model) && !served(&error.model) => {
-                        NoRoute::UnknownModel { available: self.available() }
-                    }
-                    false => error.into(),
-                });
-            }
-            Err(_) => Target::Named(text.to_owned()),
-            Ok(target) => target,
-        };
-        let known = match &target {
-            Target::Only => return self.only(),
-            Target::Named(name) | Target::Preferred(name, _) => {
-                self.known_models.contains(name) || self.names.has(name) || served(name)
-            }
-            Target::Exactly(digest) => {
-                let reported = |load: &ModelLoad| load.model.digest == *digest;
-                self.names.knows(digest)
-                    || self.gateways.values().any(|linked| linked.state.models().iter().any(reported))
-            }
-        };
-        // Before the first gateway, nobody can say which names there will be.
-        if known || self.known_models.is_empty() {
-            return Ok(target);
-        }
-        Err(NoRoute::UnknownModel { available: self.available() })
-    }
-
-    fn only(&self) -> Result<Target, NoRoute> {
-        match <[String; 1]>::try_from(self.available()) {
-            Ok([only]) => Ok(self.names.resolve(&only).unwrap_or(Target::Named(only))),
-            Err(available) if available.is_empty() => Err(NoRoute::NoneLive),
-            Err(available) => Err(NoRoute::Ambiguous { available }),
-        }
-    }
-
     fn available(&self) -> Vec<String> {
         let mut names: Vec<_> = self.models().into_iter().map(|served| served.model.name).collect();
         names.dedup();
@@ -427,22 +301,6 @@ impl<C: Clone> Registry<C> {
     fn current(&mut self, id: &GatewayId, link: LinkId) -> Option<&mut Linked<C>> {
         self.gateways.get_mut(id).filter(|linked| linked.link == link)
     }
-}
-
-/// A version on a gateway that a request could go to.
-struct Choice<'a> {
-    candidate: Candidate<'a>,
-    link: LinkId,
-    load: &'a ModelLoad,
-    verdict: Verdict,
-}
-
-/// Whether a gateway has all these labels. Every gateway has its own id.
-fn has(id: &GatewayId, traits: Option<&Traits>, wanted: &Labels) -> bool {
-    wanted.iter().all(|(name, value)| {
-        let own = traits.and_then(|traits| traits.labels.get(name));
-        own.map(String::as_str).or((name == "id").then(|| id.as_str())) == Some(value)
-    })
 }
 
 #[cfg(test)]

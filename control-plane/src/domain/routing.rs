@@ -30,6 +30,8 @@ const RECENT_STEP: u64 = 64;
 pub struct Candidate<'a> {
     /// Its id.
     pub id: &'a GatewayId,
+    /// The version there: a gateway with two of them is two candidates.
+    pub digest: &'a str,
     /// Requests that this control plane has sent there and that have not ended.
     pub in_flight: u64,
     /// Generations that it reported, running or waiting. Lags behind, and counts other clients' too.
@@ -74,7 +76,7 @@ impl Candidate<'_> {
 
     /// Smaller is better.
     fn rank(&self, random: u64) -> (u64, u64, u64, std::cmp::Reverse<u32>, u64) {
-        let tie = mix(hash(self.id.as_str().as_bytes(), SEED) ^ random);
+        let tie = mix(hash(self.digest.as_bytes(), hash(self.id.as_str().as_bytes(), SEED)) ^ random);
         let recent = self.recent_tokens / RECENT_STEP;
         (self.load(), self.queued_tokens, recent, std::cmp::Reverse(self.free_blocks), tie)
     }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{Digest, ModelLoad, ModelNames};
+use crate::domain::{Digest, Model, ModelLoad, ModelNames};
 
 fn id(name: &str) -> GatewayId {
     name.parse().unwrap()

@@ -30,7 +30,7 @@ pub struct ModelNames {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameTable {
     models: BTreeMap<ModelName, ModelNames>,
-    owners: BTreeMap<Digest, BTreeSet<ModelName>>,
+    digests: BTreeSet<Digest>,
 }
 
 /// Which of the versions that gateways serve a request may go to.
@@ -38,9 +38,9 @@ pub struct NameTable {
 pub enum Target {
     /// The only model that is served.
     Only,
-    /// Any version that gateways report under this name, or that the table has under it.
-    Named(String),
-    /// These versions; if none of them is served, as [`Target::Named`].
+    /// Any version that gateways report under this name, or that the table has under it: these.
+    Named(String, BTreeSet<Digest>),
+    /// These versions; if none of them is served, what [`NameTable::whatever`] gives for the name.
     Preferred(String, BTreeSet<Digest>),
     /// This version and nothing else.
     Exactly(String),
@@ -61,13 +61,10 @@ pub struct UnknownVersion {
 impl NameTable {
     /// A table of these models.
     pub fn new(models: BTreeMap<ModelName, ModelNames>) -> Self {
-        let mut owners: BTreeMap<Digest, BTreeSet<ModelName>> = BTreeMap::new();
-        for (model, names) in &models {
-            for digest in names.versions.values() {
-                owners.entry(digest.clone()).or_default().insert(model.clone());
-            }
-        }
-        Self { models, owners }
+        let known =
+            |names: &ModelNames| names.versions.values().chain(names.aliases.values()).cloned().collect();
+        let digests = models.values().flat_map::<Vec<Digest>, _>(known).collect();
+        Self { models, digests }
     }
 
     /// Whether the store has a model of that name.
@@ -77,15 +74,14 @@ impl NameTable {
 
     /// Whether the store has that version, under whatever name.
     pub fn knows(&self, digest: &str) -> bool {
-        digest.parse().is_ok_and(|digest: Digest| self.owners.contains_key(&digest))
+        digest.parse().is_ok_and(|digest: Digest| self.digests.contains(&digest))
     }
 
-    /// Whether the store has that version under that name.
-    pub fn owns(&self, model: &str, digest: &str) -> bool {
-        let (Ok(model), Ok(digest)) = (model.parse::<ModelName>(), digest.parse::<Digest>()) else {
-            return false;
-        };
-        self.owners.get(&digest).is_some_and(|owners| owners.contains(&model))
+    /// Any version of that name.
+    pub fn whatever(&self, model: &str) -> Target {
+        let names = model.parse().ok().and_then(|model: ModelName| self.models.get(&model));
+        let digests = names.map(|names| names.versions.values().cloned().collect()).unwrap_or_default();
+        Target::Named(model.to_owned(), digests)
     }
 
     /// What the name in a request means.
@@ -124,7 +120,7 @@ impl NameTable {
         };
         match stable() {
             Some(digests) => Target::Preferred(model.to_owned(), digests),
-            None => Target::Named(model.to_owned()),
+            None => self.whatever(model),
         }
     }
 }
@@ -161,7 +157,9 @@ mod tests {
     fn names_stand_for_versions() {
         let table = table();
         assert_eq!(table.resolve(""), Ok(Target::Only));
-        assert_eq!(table.resolve("org/m"), Ok(Target::Named("org/m".into())));
+        let all = [digest('a'), digest('b')].into();
+        assert_eq!(table.resolve("org/m"), Ok(Target::Named("org/m".into(), all)));
+        assert_eq!(table.resolve("x"), Ok(Target::Named("x".into(), BTreeSet::new())));
         assert_eq!(table.resolve("org/m@1"), exactly('a'));
         assert_eq!(table.resolve("org/m@canary"), exactly('b'));
         assert_eq!(table.resolve(&format!("org/m@{}", digest('c').as_str())), exactly('c'));
@@ -169,7 +167,6 @@ mod tests {
         let unknown = table.resolve("org/m@3").unwrap_err();
         assert_eq!(unknown.available, ["canary", "1", "2"]);
         assert!(table.resolve("x@1").unwrap_err().available.is_empty());
-        assert!(table.owns("org/m", digest('a').as_str()) && !table.owns("x", digest('a').as_str()));
         assert!(table.knows(digest('b').as_str()) && !table.knows(digest('c').as_str()));
     }
 

@@ -12,6 +12,7 @@ fn idle(ids: &[GatewayId]) -> Vec<Candidate<'_>> {
     ids.iter()
         .map(|id| Candidate {
             id,
+            digest: "",
             in_flight: 0,
             reported: 0,
             queued_tokens: 0,
