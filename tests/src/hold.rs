@@ -1,8 +1,11 @@
 //! A backend that can be held: an engine that stands still in the middle of a step, for as long as a test wants.
 
-use std::sync::{
-    Arc, Condvar, Mutex, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use rookery_compute_worker::backend::{Backend, BackendError, CpuBackend};
@@ -20,6 +23,8 @@ struct State {
     left: Mutex<Option<u32>>,
     /// Engines that stand still.
     waiting: AtomicU32,
+    /// Microseconds that each linear layer takes besides.
+    pace: AtomicU64,
     changed: Condvar,
 }
 
@@ -39,6 +44,12 @@ impl Hold {
     pub fn hold_soon(&self) {
         // A step of the tiny model computes about nine linear layers.
         self.state.set(Some(60));
+    }
+
+    /// Makes each linear layer, of which a step of the tiny model has about nine, take so much longer: a model that is as slow
+    /// as a real one, without using the processor.
+    pub fn pace(&self, layer: Duration) {
+        self.state.pace.store(layer.as_micros() as u64, Ordering::SeqCst);
     }
 
     /// Whether an engine stands still now: it has work, and is in the middle of a step.
@@ -83,6 +94,10 @@ impl Backend for HeldBackend {
         self.state.waiting.fetch_sub(1, Ordering::SeqCst);
         if let Some(left) = left.unwrap_or_else(PoisonError::into_inner).as_mut() {
             *left -= 1;
+        }
+        let pace = self.state.pace.load(Ordering::SeqCst);
+        if pace > 0 {
+            std::thread::sleep(Duration::from_micros(pace));
         }
         self.inner.linear(pool, a, jobs)
     }

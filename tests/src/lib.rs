@@ -4,6 +4,7 @@
 //! - [`client`] is a client as users would write one; [`scripted`] is a worker that misbehaves on cue; [`relay`] breaks
 //!   the links of real ones.
 //! - [`postgres`] is a real PostgreSQL.
+//! - [`prefixes`] is traffic whose prompts share their beginnings.
 //! - [`processes`] runs the real binary; [`otlp`] is a collector to send spans to.
 //!
 //! Waits are bounded and for a value; nothing sleeps. [`within`] ends a scenario that hangs.
@@ -16,6 +17,7 @@ pub mod fleet;
 pub mod hold;
 pub mod otlp;
 pub mod postgres;
+pub mod prefixes;
 pub mod processes;
 pub mod relay;
 pub mod scripted;

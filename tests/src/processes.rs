@@ -122,6 +122,11 @@ impl Serving {
         Ok(page.to_owned())
     }
 
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Kills it as the kernel would, without a chance to say goodbye.
     ///
     /// # Errors

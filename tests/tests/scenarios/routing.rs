@@ -10,6 +10,7 @@ use rookery_tests::{
     bundles::MODEL,
     client::{client, collect, generate, text},
     fleet::{Fleet, TestWorker, WorkerSettings, control_plane, until_linked},
+    prefixes::{self, Traffic},
     scripted::{Script, ScriptedGateway},
     within,
 };
@@ -51,6 +52,25 @@ async fn a_session_stays_on_its_gateway_while_load_permits() {
         homes.insert(home);
     }
     assert!(homes.len() > 1, "eight sessions are all on {homes:?}");
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn prompts_go_where_their_beginning_was_read_and_nobody_is_swamped() {
+    let roomy = |settings: &mut WorkerSettings| settings.engine.kv_cache_bytes = 64 << 20;
+    let fleet = Fleet::start_with(4, |_| {}, roomy).await.unwrap();
+    let traffic = Traffic {
+        requests: 320,
+        streams: 16,
+        groups: 24,
+        shared_tokens: 256,
+        own_tokens: 24,
+        answer_tokens: 4,
+        seed: 5,
+    };
+    let outcome = prefixes::run(&fleet, traffic).await.unwrap();
+    assert!(outcome.hit_rate() >= 0.9, "{} {outcome:?}", outcome.hit_rate());
+    assert!(outcome.heaviest_requests(4) <= 1.5, "{outcome:?}");
     fleet.stop().await;
 }
 
