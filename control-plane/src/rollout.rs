@@ -20,6 +20,8 @@ pub mod plan;
 pub mod reconcile;
 pub mod snapshot;
 pub mod spec;
+#[cfg(test)]
+mod support;
 mod trace;
 pub mod waves;
 pub mod windows;

@@ -178,7 +178,25 @@ pub fn next(situation: &Situation<'_>) -> Next {
     }
 }
 
-/// The first plan of a roll-out.
+/// Whether roll-outs that are older leave a gateway alone for the sake of one whose current plan this is. `selected` says whether
+/// its selector matches.
+pub fn claims(plan: &Plan, version: &Digest, gateway: &GatewayId, selected: impl FnOnce() -> bool) -> bool {
+    let has = || plan.targets.get(gateway).is_some_and(|target| target.digest.as_ref() == Some(version));
+    match plan.state {
+        RolloutState::Running
+        | RolloutState::Soaking
+        | RolloutState::AwaitingApproval
+        | RolloutState::AwaitingWindow
+        | RolloutState::Paused
+        | RolloutState::RollingBack => has() || selected(),
+        RolloutState::Done => selected(),
+        // Gateways stay as they are: those that it reached are its own, the others are not.
+        RolloutState::Aborted => has(),
+        RolloutState::RolledBack => false,
+    }
+}
+
+/// The plan before the first of a roll-out.
 pub fn first(rollout: RolloutId, actor: &str, now: Millis) -> Plan {
     Plan {
         rollout,

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     domain::{
         Digest, GatewayId, Millis, ModelName,
-        rollout::{Plan, RolloutId, RolloutState},
+        rollout::{Plan, RolloutId},
     },
     inventory::{GatewayView, Phase, VersionStatus},
     store::{Admission, AssignmentRecord, Owner, RolloutRecord},
@@ -18,6 +18,7 @@ use super::{
     Traffic, TrafficCounts,
     gates::{self, Evidence},
     member::{Assigned, Member, Progress, Reported},
+    plan,
     spec::{CheckedSpec, InvalidSpec},
 };
 
@@ -41,23 +42,10 @@ impl Entry {
 
     /// Whether a roll-out that is older than this one leaves a gateway alone for its sake.
     fn claims(&self, view: &GatewayView) -> bool {
-        let targets = &self.record.plan.targets;
-        let has = || {
-            let target = targets.get(&view.record.id);
-            target.is_some_and(|target| target.digest.as_ref() == Some(&self.record.spec.digest))
-        };
-        match self.record.plan.state {
-            RolloutState::Running
-            | RolloutState::Soaking
-            | RolloutState::AwaitingApproval
-            | RolloutState::AwaitingWindow
-            | RolloutState::Paused
-            | RolloutState::RollingBack => has() || self.spec.selector.matches(&view.labels),
-            RolloutState::Done => self.spec.selector.matches(&view.labels),
-            // Gateways stay as they are: those that it reached are its own, the others are not.
-            RolloutState::Aborted => has(),
-            RolloutState::RolledBack => false,
-        }
+        let plan = &self.record.plan;
+        plan::claims(plan, &self.record.spec.digest, &view.record.id, || {
+            self.spec.selector.matches(&view.labels)
+        })
     }
 }
 

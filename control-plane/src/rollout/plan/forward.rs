@@ -14,7 +14,11 @@ const PART: usize = 4;
 /// Why the version is to be taken back, if it is.
 pub(super) fn verdict(situation: &Situation<'_>, tally: &Tally<'_>) -> Option<String> {
     let spec = &situation.spec.spec;
-    let (failed, of) = (tally.failed.len(), tally.quota.max(tally.counted()));
+    // Of those that the wave has reached and can still reach: the first one's failure may be one of many, but those that
+    // nobody can reach must not speak for the version.
+    let missing = tally.quota.saturating_sub(tally.counted());
+    let of = tally.counted() + missing.min(tally.candidates.len() + tally.returning);
+    let failed = tally.failed.len();
     let percent = 100.0 * failed as f64 / of.max(1) as f64;
     if percent > spec.max_failed_percent {
         let causes = tally.failed.iter().take(3).map(|(id, reason)| format!("{id}: {reason}"));
