@@ -10,8 +10,13 @@ use super::{
     Lock, Store, StoreError, Tx, access,
     audit::note,
     exists, not_found,
-    row::{Columns, plain, signed, to_json},
+    row::{Columns, to_json},
 };
+
+mod certificates;
+mod reports;
+
+use certificates::certify;
 
 const COLUMNS: &str = "SELECT id, labels, admission, joined, last_seen, facts, versions, serial, not_after, generation, \
     acknowledged_sequence, link_replica, link_epoch, link_since FROM gateways";
@@ -152,27 +157,6 @@ impl Store {
         self.commit(tx).await
     }
 
-    /// Keeps a gateway's new certificate. Its older ones stay valid.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`].
-    pub async fn renew(&self, id: &GatewayId, serial: &str, not_after: Millis) -> Result<(), StoreError> {
-        let mut tx = self.write(Lock::All).await?;
-        let changed =
-            sqlx::query("UPDATE gateways SET serial = $2, not_after = $3 WHERE id = $1 AND removed IS NULL")
-                .bind(id.as_str())
-                .bind(serial)
-                .bind(not_after.0)
-                .execute(&mut *tx)
-                .await?;
-        if changed.rows_affected() == 0 {
-            return Err(unknown(id));
-        }
-        certify(&mut tx, id, serial, not_after).await?;
-        note(&mut tx, &format!("gateway {id}"), "certificate.renew", id.as_str(), serial).await?;
-        self.commit(tx).await
-    }
-
     /// A gateway.
     ///
     /// # Errors
@@ -284,105 +268,6 @@ impl Store {
         note(&mut tx, actor, "gateway.remove", id.as_str(), "its certificates are revoked").await?;
         self.commit(tx).await
     }
-
-    /// Saves what gateways reported, in one transaction. Those that are unknown are passed over.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn save_reports(&self, reports: &[Report]) -> Result<(), StoreError> {
-        if reports.is_empty() {
-            return Ok(());
-        }
-        let mut sorted: Vec<_> = reports.iter().collect();
-        sorted.sort_by(|one, other| one.gateway.cmp(&other.gateway));
-        let mut tx = self.write(Lock::Row).await?;
-        for report in sorted {
-            sqlx::query(
-                "UPDATE gateways SET facts = COALESCE($2, facts), versions = COALESCE($3, versions), \
-                 last_seen = CASE WHEN last_seen > $4 THEN last_seen ELSE $4 END WHERE id = $1 AND removed IS NULL",
-            )
-            .bind(report.gateway.as_str())
-            .bind(report.facts_json.as_deref().map(plain))
-            .bind(report.versions_json.as_deref().map(plain))
-            .bind(report.seen.0)
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await
-    }
-
-    /// Says that a replica holds a gateway's connection now.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`].
-    ///
-    /// # Returns
-    /// The epoch of the link.
-    pub async fn link_up(&self, id: &GatewayId, replica: &str) -> Result<u64, StoreError> {
-        let mut tx = self.write(Lock::Row).await?;
-        let row = sqlx::query(
-            "UPDATE gateways SET link_replica = $2, link_epoch = link_epoch + 1, link_since = $3, last_seen = $3 \
-             WHERE id = $1 AND removed IS NULL RETURNING link_epoch",
-        )
-        .bind(id.as_str())
-        .bind(replica)
-        .bind(Millis::now().0)
-        .fetch_all(&mut *tx)
-        .await?;
-        let epoch = row.first().ok_or_else(|| unknown(id))?.unsigned("link_epoch")?;
-        tx.commit().await?;
-        Ok(epoch)
-    }
-
-    /// Says that a link has ended. Does nothing if the gateway has a newer one, or is gone.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn link_down(&self, id: &GatewayId, epoch: u64) -> Result<(), StoreError> {
-        let mut tx = self.write(Lock::Row).await?;
-        sqlx::query(
-            "UPDATE gateways SET link_replica = NULL, last_seen = $3 \
-             WHERE id = $1 AND link_epoch = $2 AND link_replica IS NOT NULL",
-        )
-        .bind(id.as_str())
-        .bind(signed("epoch", epoch)?)
-        .bind(Millis::now().0)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await
-    }
-
-    /// Whether a certificate has been revoked.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn is_revoked(&self, serial: &str) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT serial FROM certificates WHERE serial = $1 AND revoked IS NOT NULL")
-            .bind(serial)
-            .fetch_optional(self.database.reader())
-            .await?;
-        Ok(row.is_some())
-    }
-
-    /// Revokes a certificate, also one that is not known. Twice is as once.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn revoke(&self, serial: &str, actor: &str) -> Result<(), StoreError> {
-        let mut tx = self.write(Lock::All).await?;
-        let revoked = sqlx::query(
-            "INSERT INTO certificates (serial, gateway, not_after, revoked) VALUES ($1, NULL, 0, $2) \
-             ON CONFLICT (serial) DO UPDATE SET revoked = excluded.revoked WHERE certificates.revoked IS NULL",
-        )
-        .bind(plain(serial))
-        .bind(Millis::now().0)
-        .execute(&mut *tx)
-        .await?;
-        if revoked.rows_affected() > 0 {
-            note(&mut tx, actor, "certificate.revoke", serial, "").await?;
-        }
-        self.commit(tx).await
-    }
 }
 
 /// Keeps a gateway with its first certificate; a removed one keeps its generation.
@@ -407,19 +292,6 @@ async fn put(tx: &mut Tx, gateway: &NewGateway, labels: &Labels, actor: &str) ->
     }
     certify(tx, &gateway.id, &gateway.serial, gateway.not_after).await?;
     note(tx, actor, "gateway.join", gateway.id.as_str(), &gateway.serial).await
-}
-
-/// Keeps which gateway a certificate is of.
-async fn certify(tx: &mut Tx, id: &GatewayId, serial: &str, not_after: Millis) -> Result<(), StoreError> {
-    let kept = sqlx::query(
-        "INSERT INTO certificates (serial, gateway, not_after) VALUES ($1, $2, $3) ON CONFLICT (serial) DO NOTHING",
-    )
-    .bind(serial)
-    .bind(id.as_str())
-    .bind(not_after.0)
-    .execute(&mut **tx)
-    .await?;
-    if kept.rows_affected() == 0 { Err(exists(format!("certificate {serial}"))) } else { Ok(()) }
 }
 
 /// A gateway that is about to be changed.

@@ -155,7 +155,8 @@ impl Store {
     /// [`StoreError::NotFound`]; [`StoreError::Ambiguous`].
     pub async fn rollout(&self, prefix: &str) -> Result<RolloutRecord, StoreError> {
         let mut tx = self.database.snapshot().await?;
-        let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX).min(1024);
+        // PostgreSQL's function takes an INTEGER.
+        let length = i32::try_from(prefix.chars().count()).unwrap_or(i32::MAX);
         let sql = format!("{COLUMNS} WHERE substr(r.id, 1, $2) = $1 ORDER BY r.id LIMIT 2");
         let rows =
             sqlx::query(AssertSqlSafe(sql)).bind(plain(prefix)).bind(length).fetch_all(&mut *tx).await?;

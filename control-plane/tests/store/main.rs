@@ -1,0 +1,16 @@
+//! The store against SQLite and a real PostgreSQL: the same suite over both.
+
+#[path = "../../../tests/src/postgres.rs"]
+mod postgres;
+
+mod access;
+mod crash;
+mod gateways;
+mod opening;
+mod races;
+mod rollouts;
+mod shadow;
+mod support;
+mod transitions;
+mod upgrade;
+mod versions;
