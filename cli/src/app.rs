@@ -9,8 +9,9 @@ use clap::error::ErrorKind;
 use tokio::runtime::Runtime;
 
 use crate::args::{Cli, Command, GlobalArgs};
+use crate::client::use_access;
 use crate::commands::{
-    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, prune, pull, up, worker,
+    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, prune, pull, rollouts, up, worker,
 };
 use crate::config::{Config, Flags};
 use crate::error::{Exit, Failure, OrFail};
@@ -41,6 +42,7 @@ pub fn run() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<(), Failure> {
+    use_access(cli.global.access());
     let mut flags = Flags::default();
     cli.global.flags(&mut flags);
     if let Some(command) = &cli.command {
@@ -110,12 +112,17 @@ fn dispatch(
         Command::Eval(args) => eval::run(&args, &config),
         Command::Generate(args) => runtime.block_on(generate::run(args)),
         Command::Models(args) => runtime.block_on(models::run(args)),
+        Command::Rollouts(args) => runtime.block_on(rollouts::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(args, config)),
         Command::Npu(args) => npu::run(&args, &config),
         Command::Plan(args) => plan::run(&args),
         Command::Worker(args) => runtime.block_on(worker::run(args.supervised, config, prometheus)),
         Command::ControlPlane(args) => {
-            runtime.block_on(control_plane::run(args.supervised, config, prometheus))
+            let start = control_plane::Start {
+                supervised: args.supervised,
+                announce_join: args.announce_join,
+            };
+            runtime.block_on(control_plane::run(start, config, prometheus))
         }
     }
 }

@@ -18,8 +18,10 @@ use crate::commands::pack::PackArgs;
 use crate::commands::plan::PlanArgs;
 use crate::commands::prune::PruneArgs;
 use crate::commands::pull::PullArgs;
+use crate::commands::rollouts::RolloutsArgs;
 use crate::commands::up::UpArgs;
 use crate::commands::worker::WorkerArgs;
+use crate::client::Access;
 use crate::config::Flags;
 use crate::telemetry::LogFormat;
 
@@ -73,6 +75,13 @@ pub struct GlobalArgs {
     /// Address of the Prometheus page.
     #[arg(long, global = true, value_name = "ADDRESS")]
     prometheus_listen: Option<SocketAddr>,
+    /// PEM file of the authority that an https endpoint's certificate is from, such as the control plane's ca.pem.
+    /// Default: the public ones.
+    #[arg(long, global = true, value_name = "FILE", env = "ROOKERY_CA")]
+    ca: Option<PathBuf>,
+    /// Bearer token for the endpoint. Better set the variable: others can see command lines.
+    #[arg(long, global = true, value_name = "TOKEN", env = "ROOKERY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
 }
 
 impl GlobalArgs {
@@ -82,6 +91,12 @@ impl GlobalArgs {
         flags.set("telemetry.log-format", self.log_format.map(LogFormat::name));
         flags.set("telemetry.otlp-endpoint", self.otlp_endpoint.clone());
         flags.set("telemetry.prometheus-listen", self.prometheus_listen.map(|address| address.to_string()));
+    }
+
+    /// How endpoints are called.
+    pub fn access(&self) -> Access {
+        let set = |token: &String| !token.is_empty();
+        Access { authority: self.ca.clone(), token: self.token.clone().filter(set) }
     }
 
     /// The same flags for child processes. The Prometheus address stays with this process: it can be
@@ -127,6 +142,8 @@ pub enum Command {
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Models(ModelsArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Rollouts(RolloutsArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Bench(BenchArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Npu(NpuArgs),
@@ -151,6 +168,7 @@ impl Command {
             Command::Eval(_) => "eval",
             Command::Generate(_) => "generate",
             Command::Models(_) => "models",
+            Command::Rollouts(_) => "rollouts",
             Command::Bench(_) => "bench",
             Command::Npu(_) => "npu",
             Command::Plan(_) => "plan",
@@ -175,6 +193,7 @@ impl Command {
             | Command::Inspect(_)
             | Command::Generate(_)
             | Command::Models(_)
+            | Command::Rollouts(_)
             | Command::Plan(_) => {}
         }
     }

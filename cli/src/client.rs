@@ -8,14 +8,14 @@ use rookery_proto::trace_context;
 use rookery_proto::v1::generate_response::Event;
 use rookery_proto::v1::inference_service_client::InferenceServiceClient;
 use rookery_proto::v1::{Finished, GenerateRequest, GenerateResponse, ListModelsRequest, Model, Started};
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tracing::{Instrument, field};
 
 use crate::error::{Failure, OrFail};
 
-/// Longest time to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+mod access;
+
+pub use access::{Access, Bearer, Channel, channel, channel_as, use_access};
 
 /// Where the client goes unless told otherwise: the control plane's usual address.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7070";
@@ -23,27 +23,12 @@ pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7070";
 /// A connected client.
 pub type Client = InferenceServiceClient<Channel>;
 
-/// Connects to `http://host:port` (or just `host:port`).
+/// Connects to `http://host:port`, `https://host:port`, or just `host:port`.
 ///
 /// # Errors
 /// If that is no address, or nobody answers there.
 pub async fn connect(endpoint: &str) -> Result<Client, Failure> {
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let wrong = || Failure::usage(format!("{endpoint} is not an endpoint such as {DEFAULT_ENDPOINT}"));
-    if !url.starts_with("http://") {
-        return Err(wrong().hint("endpoints speak gRPC without TLS: http://HOST:PORT"));
-    }
-    let channel = Endpoint::from_shared(url.clone())
-        .map_err(|error| wrong().caused_by(error))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .connect()
-        .await
-        .map_err(|error| {
-            Failure::new(format!("nobody answers at {url}"))
-                .caused_by(error)
-                .hint("start one with `rookery demo` or `rookery up BUNDLE`, or give --endpoint")
-        })?;
-    Ok(InferenceServiceClient::new(channel))
+    Ok(InferenceServiceClient::new(channel(endpoint).await?))
 }
 
 /// The models that an endpoint serves now.
@@ -167,20 +152,20 @@ pub fn explain(status: &Status) -> Failure {
     match code {
         Code::NotFound => failure.hint("`rookery models list` shows what the endpoint serves"),
         Code::Unimplemented => failure.hint("is this a Rookery endpoint?"),
+        Code::Unauthenticated => failure.hint("set ROOKERY_TOKEN, or give --token"),
+        Code::PermissionDenied => failure.hint("use a token with a higher role"),
         Code::Ok
         | Code::Cancelled
         | Code::Unknown
         | Code::InvalidArgument
         | Code::DeadlineExceeded
         | Code::AlreadyExists
-        | Code::PermissionDenied
         | Code::ResourceExhausted
         | Code::FailedPrecondition
         | Code::Aborted
         | Code::OutOfRange
         | Code::Internal
         | Code::Unavailable
-        | Code::DataLoss
-        | Code::Unauthenticated => failure,
+        | Code::DataLoss => failure,
     }
 }

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::telemetry::TelemetryConfig;
 
-/// Variables that start like settings and are none: the path of the TOML file, and the model file of
-/// the test suite.
-const NOT_SETTINGS: [&str; 3] = ["ROOKERY_CONFIG", "ROOKERY_ENDPOINT", "ROOKERY_DEMO_MODEL"];
+/// Variables that start like settings and are none: the path of the TOML file, whom clients call and how, and the
+/// model file of the test suite.
+const NOT_SETTINGS: [&str; 5] =
+    ["ROOKERY_CONFIG", "ROOKERY_ENDPOINT", "ROOKERY_TOKEN", "ROOKERY_CA", "ROOKERY_DEMO_MODEL"];
 const PREFIX: &str = "ROOKERY_";
 
 /// Everything that can be configured.

@@ -1,14 +1,15 @@
 //! A control plane and workers as child processes of this one.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rookery_compute_worker::agent::Identity;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::WatchStream;
 
-use crate::client::{self, Client};
+use crate::client::{self, Access, Client};
 use crate::error::{Failure, OrFail};
 use crate::output;
 use crate::processes::{Process, Starting, Stop};
@@ -17,6 +18,9 @@ use crate::processes::{Process, Starting, Stop};
 const REGISTRATION: Duration = Duration::from_secs(20);
 /// How often the control plane is asked meanwhile.
 const ASK: Duration = Duration::from_millis(50);
+
+/// How a worker is given its join token.
+const JOIN_VARIABLE: &str = "ROOKERY_WORKER__LINK__JOIN";
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct FleetOptions {
     pub workers: usize,
     /// Address of the control plane for clients.
     pub listen: SocketAddr,
+    /// Folder for everything that control plane and workers keep.
+    pub state: PathBuf,
     /// Flags that every child gets (configuration file, logs, telemetry).
     pub common: Vec<OsString>,
     /// Flags that every worker gets besides (engine).
@@ -35,10 +41,39 @@ pub struct FleetOptions {
     pub grace: Duration,
 }
 
+impl FleetOptions {
+    /// Arguments of the control plane, which is to let `strangers` workers join.
+    fn control_plane(&self, strangers: usize) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["control-plane".into()];
+        arguments.extend(self.common.iter().cloned());
+        arguments.extend(["--listen".into(), self.listen.to_string().into()]);
+        arguments.extend(["--link-listen".into(), "127.0.0.1:0".into(), "--link-tls".into(), "on".into()]);
+        arguments.extend(["--state".into(), self.state.join("control-plane").into()]);
+        if strangers > 0 {
+            arguments.extend(["--announce-join".into(), strangers.to_string().into()]);
+        }
+        arguments
+    }
+
+    /// Arguments of a worker that keeps its state in `folder` and dials `link`.
+    fn worker(&self, name: &str, folder: &Path, link: SocketAddr) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["worker".into()];
+        arguments.extend(self.bundles.iter().map(|path| path.clone().into_os_string()));
+        arguments.extend(self.common.iter().cloned());
+        arguments.extend(self.worker.iter().cloned());
+        arguments.extend(["--listen".into(), "127.0.0.1:0".into(), "--gateway-id".into(), name.into()]);
+        arguments.extend(["--control-plane".into(), link.to_string().into()]);
+        arguments.extend(["--state".into(), folder.into()]);
+        arguments
+    }
+}
+
 /// A running fleet.
 pub struct Fleet {
     plane: Process,
     workers: Vec<Process>,
+    /// File with a token for administrators, where clients need one.
+    token: PathBuf,
     grace: Duration,
 }
 
@@ -55,41 +90,32 @@ impl Fleet {
     /// # Errors
     /// If a process ends early or the workers do not register in time; nothing is left running then.
     pub async fn start(options: &FleetOptions) -> Result<Fleet, Failure> {
-        let mut arguments = vec!["control-plane".into()];
-        arguments.extend(options.common.iter().cloned());
-        arguments.extend(["--listen".into(), options.listen.to_string().into()]);
-        arguments.extend(["--link-listen".into(), "127.0.0.1:0".into()]);
-        let plane = Starting::spawn("control-plane", &arguments)?.ready().await?;
+        let folders: Vec<_> =
+            (1..=options.workers).map(|number| options.state.join(format!("worker-{number}"))).collect();
+        let strangers = folders.iter().filter(|folder| !Identity::new(folder, "").exists()).count();
+        let plane = Starting::spawn("control-plane", &options.control_plane(strangers), &[])?.ready().await?;
         let link = plane.ready.link.ok_or("it did not say where workers dial");
         let link = link.or_fail(|| "the control plane is not usable".to_owned())?;
+        let token = plane.ready.join.as_deref().map(|token| (JOIN_VARIABLE, token));
         let mut starting = Vec::new();
-        for number in 1..=options.workers {
+        for (number, folder) in (1..).zip(&folders) {
             let name = format!("worker-{number}");
-            let mut arguments: Vec<OsString> = vec!["worker".into()];
-            arguments.extend(options.bundles.iter().map(|path| path.clone().into_os_string()));
-            arguments.extend(options.common.iter().cloned());
-            arguments.extend(options.worker.iter().cloned());
-            arguments.extend([
-                "--listen".into(),
-                "127.0.0.1:0".into(),
-                "--gateway-id".into(),
-                name.clone().into(),
-            ]);
-            arguments.extend(["--control-plane".into(), link.to_string().into()]);
-            starting.push(Starting::spawn(&name, &arguments)?);
+            let arguments = options.worker(&name, folder, link);
+            starting.push(Starting::spawn(&name, &arguments, token.as_slice())?);
         }
         let mut workers = Vec::new();
         for worker in starting {
             workers.push(worker.ready().await?);
         }
-        let fleet = Fleet { plane, workers, grace: options.grace };
+        let token = options.state.join("control-plane").join("admin-token");
+        let fleet = Fleet { plane, workers, token, grace: options.grace };
         fleet.registered().await?;
         Ok(fleet)
     }
 
     /// Where clients go.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.plane.ready.listen)
+        self.plane.ready.url()
     }
 
     /// The children, the control plane first.
@@ -102,7 +128,20 @@ impl Fleet {
     /// # Errors
     /// If it cannot be reached.
     pub async fn client(&self) -> Result<Client, Failure> {
-        client::connect(&self.endpoint()).await
+        let ready = &self.plane.ready;
+        if !ready.tls {
+            return client::connect(&self.endpoint()).await;
+        }
+        // Others may reach it, so this process too needs a token: the one that the first start left there.
+        let token = std::fs::read_to_string(&self.token)
+            .or_fail(|| format!("could not read the token in {}", self.token.display()))?;
+        let access = Access { authority: ready.ca.clone(), token: Some(token) };
+        let mut address = ready.listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        let channel = client::channel_as(&format!("https://{address}"), &access).await?;
+        Ok(Client::new(channel))
     }
 
     async fn registered(&self) -> Result<(), Failure> {

@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::io::BufRead;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -25,9 +26,21 @@ use crate::output;
 pub struct Ready {
     /// Where it serves gRPC.
     pub listen: SocketAddr,
+    /// Whether with TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
+    /// PEM file of the authority that its certificate is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// File with a token for administrators, if this was the first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token: Option<PathBuf>,
     /// Where a control plane takes the links of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<SocketAddr>,
+    /// A token for workers to join with, if the parent asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<String>,
     /// Where its Prometheus page is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<SocketAddr>,
@@ -40,6 +53,26 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// Says only where a process serves, without TLS.
+    pub fn at(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            tls: false,
+            ca: None,
+            first_token: None,
+            link: None,
+            join: None,
+            prometheus: None,
+            backend: None,
+            backend_reason: None,
+        }
+    }
+
+    /// Where clients go.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.listen)
+    }
+
     /// Where a worker computes linear layers and why, for people; empty for others.
     pub fn describe_backend(&self) -> String {
         let Some(backend) = &self.backend else { return String::new() };
@@ -150,14 +183,15 @@ pub struct Starting {
 }
 
 impl Starting {
-    /// Starts this program again with `arguments`.
+    /// Starts this program again with `arguments`, and with `secrets` as variables: others can see arguments.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn spawn(name: &str, arguments: &[OsString]) -> Result<Starting, Failure> {
+    pub fn spawn(name: &str, arguments: &[OsString], secrets: &[(&str, &str)]) -> Result<Starting, Failure> {
         let program = std::env::current_exe().or_fail(|| "could not find this program".to_owned())?;
         let child = Command::new(program)
             .args(arguments)
+            .envs(secrets.iter().copied())
             .arg("--supervised")
             // Out of the terminal's foreground group: Ctrl-C reaches the parent, which stops its children in order.
             .process_group(0)

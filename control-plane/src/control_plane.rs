@@ -17,11 +17,9 @@ use std::{
 };
 
 use rookery_proto::{
+    join_token::JoinToken,
     server::{Gate, OnPanic, ReflectionError, Tasks, accept, accept_and_serve, add_health, add_reflection},
-    v1::{
-        fleet_service_server::FleetServiceServer,
-        inference_service_server::{InferenceServiceServer, SERVICE_NAME},
-    },
+    v1::inference_service_server::{InferenceServiceServer, SERVICE_NAME},
     validate::limit,
 };
 use tempfile::TempDir;
@@ -33,20 +31,18 @@ use tracing::info;
 use crate::{
     artifacts::{ArtifactError, Artifacts},
     config::{ServerIdentity, ValidControlPlaneConfig},
+    domain::{Labels, Millis},
     fleet::Fleet,
     inventory::{DownloadLimits, Inventory, Unknown},
     link::{LinkPort, Links},
     peers::Peers,
     rollout::Reconciler,
-    service::{Blobs, Enrolment, FleetAdmin, Inference, Metrics, Models},
-    store::{Store, StoreError},
+    service::{Blobs, Enrolment, FleetAdmin, Inference, Metrics, Models, Rollouts},
+    store::{NewJoinToken, Store, StoreError},
     trust::{Access, AccessLayer, Authority, AuthorityError, NoRandomness, Refusals, ServerTls, TlsError},
 };
 use clients::ClientsPort;
 use state::State;
-
-/// Bytes of a request about the fleet; a gateway's labels are the largest.
-const MOST_FLEET_BYTES: usize = 256 << 10;
 
 /// Starts control planes.
 pub struct ControlPlane;
@@ -283,6 +279,23 @@ impl RunningControlPlane {
         &self.reconciler
     }
 
+    /// What was refused, and whether it was logged.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Makes a join token for `uses` gateways, good for `valid`.
+    ///
+    /// # Errors
+    /// If it cannot be kept.
+    pub async fn join_token(&self, uses: u32, valid: Duration) -> Result<JoinToken, ControlPlaneError> {
+        let (token, hash) = self.authority.join_token()?;
+        let ends = Millis::now().after(valid);
+        let new = NewJoinToken { hash, ends, uses, labels: Labels::new() };
+        self.store.put_join_token(&new, "control plane").await?;
+        Ok(token)
+    }
+
     /// The state folder, with `ca.pem` in it.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -352,9 +365,13 @@ impl RunningControlPlane {
             gate.clone(),
             self.authority.clone(),
         );
-        let fleet = FleetServiceServer::new(fleet).max_decoding_message_size(MOST_FLEET_BYTES);
         let mut routes = RoutesBuilder::default();
-        routes.add_service(inference).add_service(models).add_service(fleet);
+        let rollouts = Rollouts::new(self.reconciler.clone(), gate.clone()).server();
+        routes
+            .add_service(inference)
+            .add_service(models)
+            .add_service(fleet.server())
+            .add_service(rollouts);
         let health = add_health(&mut routes);
         add_reflection(&mut routes)?;
         let access = match &self.tls {

@@ -17,7 +17,7 @@ use rustls::{
     ClientConfig, RootCertStore,
     crypto::CryptoProvider,
     pki_types::{
-        CertificateDer, PrivateKeyDer,
+        CertificateDer, PrivateKeyDer, TrustAnchor,
         pem::{self, PemObject},
     },
     time_provider::{DefaultTimeProvider, TimeProvider},
@@ -111,6 +111,8 @@ impl Clone for Credentials {
 pub enum Trust {
     /// Those with a certificate from one of these authorities.
     Authorities(Vec<CertificateDer<'static>>),
+    /// Those with a certificate from one of these, of which only name and key are known.
+    Roots(Vec<TrustAnchor<'static>>),
     /// Those with a certificate from the authority whose own has this fingerprint, and which they must send along.
     Pinned(Pin),
 }
@@ -136,6 +138,7 @@ pub fn client_config(
             }
             builder.with_root_certificates(roots)
         }
+        Trust::Roots(roots) => builder.with_root_certificates(RootCertStore { roots }),
         Trust::Pinned(pin) => {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(pinned::Verifier::new(pin)))
         }

@@ -18,7 +18,7 @@ use crate::client;
 use crate::commands::generate::describe;
 use crate::commands::pack::pack_model;
 use crate::commands::pull;
-use crate::commands::up::{engine_arguments, listen_address};
+use crate::commands::up::{FleetState, engine_arguments, listen_address};
 use crate::commands::worker::{EngineFlags, patience};
 use crate::config::Config;
 use crate::error::{Failure, OrFail};
@@ -106,10 +106,17 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let stops = stop_requests(false)?;
     let workers = usize::from(args.workers);
+    let listen = listen_address(args.listen, config);
+    if !listen.ip().is_loopback() {
+        return Err(Failure::usage(format!("the demo is for this machine, and {listen} is for others as well"))
+            .hint("`rookery up BUNDLE --listen ADDRESS --state FOLDER` serves with TLS and tokens"));
+    }
+    let state = FleetState::open(None)?;
     let options = FleetOptions {
         bundles: vec![bundle.clone()],
         workers,
-        listen: listen_address(args.listen, config),
+        listen,
+        state: state.path.clone(),
         common,
         worker: engine_arguments(&args.engine, workers),
         grace: patience(config.worker.drain_timeout),

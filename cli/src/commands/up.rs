@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use tempfile::TempDir;
 
 use crate::commands::worker::{EngineFlags, patience};
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Failure, OrFail};
 use crate::fleet::{Fleet, FleetOptions, threads_per_worker};
 use crate::output;
 use crate::processes::stop_requests;
@@ -17,7 +18,9 @@ use crate::processes::stop_requests;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   rookery up ./qwen-w8
-  rookery up ./qwen-w8 ./llama-w4 --workers 2 --listen 0.0.0.0:7070")]
+  rookery up ./qwen-w8 ./llama-w4 --workers 2
+  rookery up ./qwen-w8 --state ./fleet                        keep versions, roll-outs and who joined
+  rookery up ./qwen-w8 --listen 0.0.0.0:7070 --state ./fleet  for others: with TLS, ask for the token in ./fleet")]
 pub struct UpArgs {
     /// Bundle folders; every worker serves all of them.
     #[arg(value_name = "BUNDLE", required = true)]
@@ -28,6 +31,9 @@ pub struct UpArgs {
     /// Address for clients. Default: 127.0.0.1:7070, or a free port if that is taken.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Folder for what control plane and workers keep. Default: a temporary one.
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -39,10 +45,17 @@ pub struct UpArgs {
 pub async fn run(args: UpArgs, config: &Config, common: Vec<OsString>) -> Result<(), Failure> {
     let stops = stop_requests(false)?;
     let workers = usize::from(args.workers);
+    let listen = listen_address(args.listen, config);
+    if args.state.is_none() && !listen.ip().is_loopback() {
+        return Err(Failure::usage(format!("{listen} can be reached by others, who need TLS and a token"))
+            .hint("give --state FOLDER: authority and token are kept there"));
+    }
+    let state = FleetState::open(args.state)?;
     let options = FleetOptions {
         bundles: args.bundles,
         workers,
-        listen: listen_address(args.listen, config),
+        listen,
+        state: state.path.clone(),
         common,
         worker: engine_arguments(&args.engine, workers),
         grace: patience(config.worker.drain_timeout),
@@ -60,6 +73,35 @@ pub async fn run(args: UpArgs, config: &Config, common: Vec<OsString>) -> Result
     result
 }
 
+/// Where a fleet of this machine keeps its state: given, or temporary and deleted with this.
+pub struct FleetState {
+    /// The folder.
+    pub path: PathBuf,
+    _temporary: Option<TempDir>,
+}
+
+impl FleetState {
+    /// The given folder, or a temporary one.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(given: Option<PathBuf>) -> Result<Self, Failure> {
+        let unusable = || "could not make the state folder".to_owned();
+        match given {
+            Some(path) => {
+                std::fs::create_dir_all(&path).or_fail(unusable)?;
+                // Children may be started elsewhere.
+                let path = path.canonicalize().or_fail(unusable)?;
+                Ok(Self { path, _temporary: None })
+            }
+            None => {
+                let made = tempfile::Builder::new().prefix("rookery-").tempdir().or_fail(unusable)?;
+                Ok(Self { path: made.path().to_owned(), _temporary: Some(made) })
+            }
+        }
+    }
+}
+
 /// Says what runs where, and what to try next.
 ///
 /// # Errors
@@ -70,7 +112,11 @@ fn describe(fleet: &Fleet) -> Result<(), Failure> {
         let ready = &process.ready;
         let backend = ready.backend.as_ref().map(|_| format!(", {}", ready.describe_backend()));
         let backend = backend.unwrap_or_default();
-        output::note(format_args!("{} on http://{}{id}{backend}", process.name, ready.listen));
+        output::note(format_args!("{} on {}{id}{backend}", process.name, ready.url()));
+    }
+    if let Some(control_plane) = fleet.processes().next().map(|process| &process.ready).filter(|it| it.tls) {
+        let ca = control_plane.ca.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        output::note(format_args!("clients: --ca {ca}, and ROOKERY_TOKEN with the token in the same folder"));
     }
     output::line(format!("serving on {}; Ctrl-C stops", fleet.endpoint()))
 }

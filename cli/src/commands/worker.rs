@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use rookery_compute_worker::agent;
 use rookery_compute_worker::worker::Worker;
 
 use crate::config::{Config, Flags};
@@ -20,12 +21,13 @@ one wins. `rookery --dump-config` shows them all.
 
 Examples:
   rookery worker ./qwen-w8
-  rookery worker ./qwen-w8 --control-plane plane.example:7072 --gateway-id shelf-3
+  rookery worker --control-plane plane.example:7072 --join TOKEN --gateway-id shelf-3    the first time
+  rookery worker --control-plane plane.example:7072                                      from then on
   rookery worker ./qwen-w8 --backend npu --config board.toml
   ROOKERY_WORKER__ENGINE__KV_CACHE=2GiB rookery worker ./qwen-w8"
 )]
 pub struct WorkerArgs {
-    /// Bundle folders to serve.
+    /// Bundle folders to serve, whatever the control plane assigns.
     #[arg(value_name = "BUNDLE")]
     bundles: Vec<PathBuf>,
     /// Address for gRPC; port 0 picks a free one.
@@ -37,6 +39,14 @@ pub struct WorkerArgs {
     /// Link address of the control plane to dial.
     #[arg(long, value_name = "HOST:PORT")]
     control_plane: Option<String>,
+    /// Token to join the control plane's fleet with, once. Better set ROOKERY_WORKER__LINK__JOIN: others can see command
+    /// lines.
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
+    /// Folder for certificate and versions. Default: $XDG_STATE_HOME/rookery/worker (~/.local/state/rookery/worker),
+    /// with the gateway's id where that is given.
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineFlags,
     /// The parent process holds standard input; used by `rookery up` and `rookery demo`.
@@ -161,6 +171,8 @@ impl WorkerArgs {
         flags.set("worker.listen", self.listen.map(|address| address.to_string()));
         flags.set("worker.gateway-id", self.gateway_id.clone());
         flags.set("worker.link.control-plane", self.control_plane.clone());
+        flags.set("worker.link.join", self.join.clone());
+        flags.set("worker.state", self.state.as_ref().map(|path| path.display().to_string()));
         self.engine.apply(flags);
     }
 }
@@ -172,8 +184,19 @@ impl WorkerArgs {
 pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr>) -> Result<(), Failure> {
     let mut stops = stop_requests(supervised)?;
     let wrong = |error| Failure::config("the worker's configuration cannot be used").caused_by(error);
-    let config = config.worker.validate().map_err(wrong)?;
+    let mut config = config.worker;
+    if !supervised && config.state.is_none() && config.link.control_plane.is_some() {
+        let id = config.gateway_id.as_ref().map(|id| format!("-{id}")).unwrap_or_default();
+        config.state = default_state(&format!("worker{id}"));
+    }
+    let config = config.validate().map_err(wrong)?;
     let mut early = stops.clone();
+    tokio::select! {
+        biased;
+        // Joining may be left at any point: it asks again with the same key.
+        _ = stopped(&mut early) => return Ok(()),
+        joined = agent::join(&config) => joined.or_fail(|| "the worker could not join the fleet".to_owned())?,
+    }
     let worker = tokio::select! {
         biased;
         // Start-up hashes the bundles, which is safe to leave in the middle.
@@ -184,7 +207,7 @@ pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr
     // All engines of a process share one.
     let backend = worker.engines().next().map(|engine| engine.info().backend.clone());
     let backend_reason = worker.backend_reason().map(str::to_owned);
-    let ready = Ready { listen: address, link: None, prometheus, backend, backend_reason };
+    let ready = Ready { prometheus, backend, backend_reason, ..Ready::at(address) };
     if supervised {
         announce(&ready)?;
     } else {
@@ -205,6 +228,18 @@ pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr
         None => Ok(()),
         Some(failure) => Err(Failure::new("the worker has failed").caused_by(failure)),
     }
+}
+
+/// `$XDG_STATE_HOME/rookery/NAME`, or `~/.local/state/rookery/NAME`; none without a home. Relative values are ignored.
+pub fn default_state(name: &str) -> Option<PathBuf> {
+    // An id decides on the name, and has not been checked yet.
+    if name.contains(['/', '\0']) {
+        return None;
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base =
+        absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(base.join("rookery").join(name))
 }
 
 /// How long a parent waits for a child that drains: its own deadline and a little more.

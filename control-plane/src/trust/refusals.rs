@@ -53,6 +53,12 @@ impl Refusals {
         warn!(%peer, kind, gateway, detail, "refused; more of the same from there is not logged for ten minutes");
         true
     }
+
+    /// How many lines of this kind were logged in the current window.
+    pub fn told(&self, kind: &str) -> usize {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.told.iter().filter(|(_, told, _)| *told == kind).count()
+    }
 }
 
 impl State {
