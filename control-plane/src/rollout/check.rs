@@ -298,7 +298,8 @@ impl Checker<'_> {
                 && target.previous.is_some()
                 && member.serves().is_none();
             unavailable += usize::from(
-                broken || matches!(standing, Standing::Switching | Standing::Away(Away::Interrupted)),
+                (broken && !target.late && self.plan.state == RolloutState::Running)
+                    || matches!(standing, Standing::Switching | Standing::Away(Away::Interrupted)),
             );
             reached += usize::from(!target.late && !matches!(standing, Standing::Away(_)));
         }

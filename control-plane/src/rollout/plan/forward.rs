@@ -69,6 +69,16 @@ fn reach(situation: &Situation<'_>, tally: &Tally<'_>, missing: usize) -> Next {
         return step(situation.follow(RolloutState::AwaitingWindow, reason), Vec::new());
     }
     let now = missing.min(tally.room());
+    if now == 0 && tally.on_the_way == 0 {
+        // Waiting would not help: what is broken stays so until the version is taken back.
+        let names = names(tally.failed.iter().map(|(id, _)| *id));
+        let why = format!(
+            "the version failed on {} that now serve nothing, and no more than {} may be unavailable: {names}",
+            count(tally.unavailable),
+            tally.most_unavailable
+        );
+        return back::begin(situation, tally, why);
+    }
     if now == 0 {
         return Next::Wait(Waiting::Unavailable {
             gateways: tally.unavailable,

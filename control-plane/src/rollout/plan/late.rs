@@ -27,14 +27,13 @@ pub(super) fn catch_up(situation: &Situation<'_>, tally: &Tally<'_>) -> Next {
                 return Next::Wait(Waiting::Window { opens });
             }
         } else {
-            chosen.extend(tally.candidates.iter().chain(&tally.broken).take(tally.room()));
+            // What is broken after the waves stays so whoever else is caught up.
+            let room = tally.most_unavailable.saturating_sub(tally.on_the_way);
+            chosen.extend(tally.candidates.iter().chain(&tally.broken).take(room));
         }
     }
     if chosen.is_empty() {
-        return Next::Wait(Waiting::Unavailable {
-            gateways: tally.unavailable,
-            most: tally.most_unavailable,
-        });
+        return Next::Wait(Waiting::Unavailable { gateways: tally.on_the_way, most: tally.most_unavailable });
     }
     if situation.now.since(situation.plan.since) < EVERY && chosen.len() < MANY {
         return Next::Wait(Waiting::Late { gateways: waiting });

@@ -29,7 +29,9 @@ pub struct Tally<'a> {
     pub away: usize,
     /// Gateways that cannot serve now, or may not be able to at any moment, because of the roll-out.
     pub unavailable: usize,
-    /// How many may be.
+    /// Of those, the ones that are on the way, late ones among them; the others were broken by the version.
+    pub on_the_way: usize,
+    /// How many may be unavailable.
     pub most_unavailable: usize,
     /// How many the waves so far are to reach.
     pub quota: usize,
@@ -86,7 +88,8 @@ impl<'a> Tally<'a> {
             && member.online
             && target.previous.is_some()
             && member.serves().is_none();
-        self.unavailable += usize::from(switching || broken);
+        self.on_the_way += usize::from(switching);
+        self.unavailable += usize::from(switching || (broken && !target.late));
         match &standing {
             // It is a candidate again.
             Standing::Away(Away::Lost) => {

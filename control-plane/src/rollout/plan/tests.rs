@@ -70,11 +70,14 @@ fn a_broken_gateway_counts_as_unavailable_and_one_that_serves_on_does_not() {
     let last = world.given().into_iter().find(|id| !given.contains(id)).unwrap();
     world.fail(&last, "x");
     world.member(&last).versions.retain(|version| version.progress == Progress::Failed);
-    assert!(
-        matches!(world.next(), Next::Wait(Waiting::Unavailable { gateways: 2, .. })),
-        "{:?}",
-        world.next()
-    );
+    let waits = Next::Wait(Waiting::Unavailable { gateways: 2, most: 2 });
+    assert_eq!(world.next(), waits, "one is broken, one on the way");
+    // Nothing is on the way any more, and what is broken stays so: no use in waiting.
+    world.fail(&given[1], "y");
+    world.member(&given[1]).versions.retain(|version| version.progress == Progress::Failed);
+    world.step();
+    assert_eq!(world.plan.state, RollingBack);
+    assert!(world.plan.reason.contains("2 gateways that now serve nothing"), "{}", world.plan.reason);
 }
 
 #[test]
