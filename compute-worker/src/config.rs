@@ -12,11 +12,13 @@ use crate::probes::SelfCheck;
 mod engine;
 mod link;
 mod npu;
+mod versions;
 
 pub use engine::{EngineSection, KvCacheType};
 pub use link::{LinkSection, LinkTlsMode};
 pub(crate) use link::{LinkTls, ValidLink};
 pub use npu::{BoardSection, NpuFused, NpuInterface, NpuPolicy, NpuSection, NpuW4};
+pub use versions::VersionsSection;
 
 /// Configuration of a compute worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub struct WorkerConfig {
     pub npu: NpuSection,
     /// The connection to the control plane.
     pub link: LinkSection,
+    /// Versions that the control plane assigns.
+    pub versions: VersionsSection,
     /// What clients of the worker's own port may use.
     pub server: ServerLimits,
 }
@@ -57,6 +61,7 @@ impl Default for WorkerConfig {
             engine: EngineSection::default(),
             npu: NpuSection::default(),
             link: LinkSection::default(),
+            versions: VersionsSection::default(),
             server: ServerLimits::default(),
         }
     }
@@ -100,6 +105,9 @@ pub enum ConfigError {
     /// A setting of the npu section is out of range.
     #[error("npu.{0}")]
     Npu(&'static str),
+    /// A setting of the versions section is out of range.
+    #[error("versions.{0}")]
+    Versions(&'static str),
     /// A setting of the server section is out of range.
     #[error("server settings are not usable")]
     Server(#[from] LimitError),
@@ -126,6 +134,7 @@ pub struct ValidWorkerConfig {
     pub(crate) self_check: SelfCheck,
     pub(crate) backend: BackendSettings,
     pub(crate) link: Option<ValidLink>,
+    pub(crate) versions: VersionsSection,
     pub(crate) limits: ServerLimits,
     pub(crate) connection: ConnectionLimits,
 }
@@ -167,6 +176,7 @@ impl WorkerConfig {
             link: self.link.validate(&connection, self.state.as_deref(), &gateway_id)?,
             state: self.state,
             gateway_id,
+            versions: self.versions.validate()?,
             limits: self.server,
             connection,
         })

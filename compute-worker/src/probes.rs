@@ -17,6 +17,7 @@ mod prober;
 mod record;
 mod replay;
 mod self_check;
+mod speed;
 
 use rookery_model::bundle::BundleError;
 use rookery_model::tokenizer::TokenizerError;
@@ -26,12 +27,13 @@ use crate::engine::{EngineError, GenerationError};
 use crate::model::forward::ForwardError;
 
 pub use document::{
-    Answer, Answers, MAX_ANSWER, MAX_PROBES, MAX_PROMPT, Probe, ProbeSet, Recording, TITLE, Topic,
+    ANY_BOARD, Answer, Answers, MAX_ANSWER, MAX_PROBES, MAX_PROMPT, Probe, ProbeSet, Recording, TITLE, Topic,
 };
 pub use record::{Prompt, is_right, record};
 use replay::Machine;
 pub use replay::{Mismatch, Replay, replay, replay_bundle};
 pub use self_check::{SelfCheckError, SelfCheckReport, self_check};
+pub use speed::decode_speed;
 
 /// How much of the probes is replayed before a model is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -31,7 +31,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 pub(crate) use metrics::Metrics;
-pub(crate) use models::{Entry, Models, Served};
+pub(crate) use models::{Entry, Models, Served, Set};
 use prompt::{Prompt, Prompts};
 
 use crate::engine;

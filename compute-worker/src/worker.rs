@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!  start:  bundles (verified) ─► engines (probed) ─► services ─► own port, link to the control plane
-//!  drain:  refuse new calls ─► running streams end, or are cut ─► connections close ─► engines stop
+//!          committed versions, one after the other, while it serves
+//!  drain:  versions stay as they are ─► refuse new calls ─► running streams end, or are cut ─► connections close
+//!          ─► engines stop
 //! ```
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -31,6 +33,12 @@ use crate::{
     engine::{Engine, EngineConfig, EngineCore, EngineError, EngineHandle, Load},
     probes::{SelfCheck, SelfCheckError, self_check},
     service::{Inference, Metrics, Models},
+    versions::{
+        Agent, Board,
+        memory::Demand,
+        station::{Station, StationConfig},
+        store::StoreError,
+    },
 };
 
 /// Time for the engines' last steps, after the drain.
@@ -72,6 +80,9 @@ pub enum WorkerError {
     /// Starting panicked; the panic hook has printed why.
     #[error("the start of the engines failed")]
     Panicked,
+    /// The folder of versions cannot be used.
+    #[error("cannot use the folder of versions (worker.state)")]
+    Versions(#[source] StoreError),
     /// The port cannot be used.
     #[error("cannot listen on {address}")]
     Listen {
@@ -129,10 +140,9 @@ impl Worker {
             (config.engine.clone(), config.backend.clone(), config.self_check);
         // Reserving the cache, resolving weights and copying them to an accelerator touches a lot of memory.
         let start = move || start_engines(bundles, &engine_config, &backend, extent);
-        let engines = Tasks::new().run_blocking("start engines", start).await;
-        let (engines, reason) = engines.ok_or(WorkerError::Panicked)??;
-        let worker = Self::start_with_engines(config, engines).await?;
-        Ok(RunningWorker { backend_reason: Some(reason), ..worker })
+        let started = Tasks::new().run_blocking("start engines", start).await;
+        let started = started.ok_or(WorkerError::Panicked)??;
+        Self::assemble(config, started).await
     }
 
     /// Starts serving engines that run already, whatever they compute on.
@@ -143,20 +153,29 @@ impl Worker {
         config: ValidWorkerConfig,
         engines: Vec<EngineHandle>,
     ) -> Result<RunningWorker, WorkerError> {
+        Self::assemble(config, Started { engines, ..Started::default() }).await
+    }
+
+    async fn assemble(config: ValidWorkerConfig, started: Started) -> Result<RunningWorker, WorkerError> {
+        let Started { engines, demands, backends } = started;
         let models = Models::new(engines.clone()).map_err(WorkerError::DuplicateModel)?;
         let address = config.listen;
         let listen_error = |source| WorkerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
+        let tasks = Tasks::new();
+        let backend_reason = backends.as_ref().map(|backends| backends.reason().to_owned());
+        let versions = open_versions(&config, &tasks, &models, demands, backends).await?;
         let worker = RunningWorker {
             address,
             gateway_id: config.gateway_id.clone(),
             drain_timeout: config.drain_timeout,
             gate: Gate::new(config.limits.max_calls.get()),
-            tasks: Tasks::new(),
+            tasks,
             models,
             bundles: engines,
-            backend_reason: None,
+            versions,
+            backend_reason,
         };
         let (routes, link_routes, health) = worker.routes(&config)?;
         worker.spawn_health(health);
@@ -175,9 +194,11 @@ fn start_engines(
     config: &EngineConfig,
     settings: &BackendSettings,
     extent: SelfCheck,
-) -> Result<(Vec<EngineHandle>, String), WorkerError> {
-    let backends = Backends::open(settings).map_err(WorkerError::Backend)?;
+) -> Result<Started, WorkerError> {
+    let backends = Arc::new(Backends::open(settings).map_err(WorkerError::Backend)?);
     let reason = backends.reason();
+    let demand = |bundle: &Arc<Bundle>| Demand::of(&bundle.info().config, config).unwrap_or_default();
+    let demands = bundles.iter().map(demand).collect();
     let start = |bundle: Arc<Bundle>| {
         let model = bundle.info().config.name.clone();
         let failed = |source| WorkerError::Engine { model: model.clone(), source };
@@ -188,7 +209,41 @@ fn start_engines(
         Engine::start_core(core).map_err(failed)
     };
     let engines = bundles.into_iter().map(start).collect::<Result<_, _>>()?;
-    Ok((engines, reason.to_owned()))
+    Ok(Started { engines, demands, backends: Some(backends) })
+}
+
+/// What runs before there is a worker.
+#[derive(Default)]
+struct Started {
+    engines: Vec<EngineHandle>,
+    /// What each of them takes, as far as it is known.
+    demands: Vec<Demand>,
+    backends: Option<Arc<Backends>>,
+}
+
+/// Versions that the control plane assigns, if there are a control plane and a folder for them. What was committed is loaded
+/// while the worker serves.
+async fn open_versions(
+    config: &ValidWorkerConfig,
+    tasks: &Tasks,
+    models: &Models,
+    demands: Vec<Demand>,
+    backends: Option<Arc<Backends>>,
+) -> Result<Option<Agent<Station>>, WorkerError> {
+    let (Some(state), Some(upstream)) = (&config.state, agent::upstream(config)) else { return Ok(None) };
+    let station = StationConfig {
+        engine: config.engine.clone(),
+        backend: config.backend.clone(),
+        self_check: config.self_check,
+        drain_limit: config.drain_timeout,
+        disk_headroom: config.versions.disk_headroom.as_u64(),
+        patience: config.versions.patience(),
+        board: Board::at(&config.versions.system_root),
+        ..StationConfig::new(state.join("versions"), config.gateway_id.clone())
+    };
+    let station = Station::open(station, Arc::new(upstream), tasks.clone()).map_err(WorkerError::Versions)?;
+    let station = station.beside(models.clone(), demands, backends);
+    Ok(Some(Agent::start(Arc::new(station), tasks).await))
 }
 
 /// A worker that serves. Dropping it does not stop it; [`RunningWorker::drain`] does.
@@ -201,6 +256,7 @@ pub struct RunningWorker {
     models: Models,
     /// Engines of the bundles that it was started with.
     bundles: Vec<EngineHandle>,
+    versions: Option<Agent<Station>>,
     backend_reason: Option<String>,
 }
 
@@ -258,6 +314,9 @@ impl RunningWorker {
     /// end or are cut with UNAVAILABLE, connections close. Then the engines stop, within a few seconds more. True if
     /// nothing had to be cut.
     pub async fn drain(self) -> bool {
+        if let Some(versions) = &self.versions {
+            versions.stop().await;
+        }
         let clean = self.gate.drain(self.drain_timeout, &self.tasks).await;
         let served = self.models.current();
         served.engines().for_each(EngineHandle::stop_admitting);
@@ -292,7 +351,12 @@ impl RunningWorker {
         let mut link = RoutesBuilder::default();
         link.add_service(inference);
         add_shared_health(&mut link, &health);
-        let gateway = Gateway::new(self.gateway_id.clone(), self.models.clone(), self.gate.clone());
+        let gateway = Gateway::new(
+            self.gateway_id.clone(),
+            self.models.clone(),
+            self.gate.clone(),
+            self.versions.clone(),
+        );
         link.add_service(GatewayServiceServer::new(gateway));
         Ok((own.routes(), link.routes(), health))
     }

@@ -73,6 +73,19 @@ pub fn check_manifest(manifest: &[u8]) -> Result<Vec<BlobInfo>, BundleError> {
     Ok(folder::blobs(&oci::Manifest::parse(manifest)?))
 }
 
+/// The two files beside `blobs/` that make a folder the bundle of this manifest: names and contents, in the order in
+/// which they are to be written.
+///
+/// # Errors
+/// [`BundleError`] naming the manifest's field at fault.
+pub fn layout_files(manifest: &[u8]) -> Result<[(&'static str, Vec<u8>); 2], BundleError> {
+    oci::Manifest::parse(manifest)?;
+    let index = oci::Index::of(Digest::of(manifest), manifest.len() as u64);
+    let index = serde_json::to_vec(&index)
+        .map_err(|error| BundleError::Document { document: oci::INDEX_FILE, fault: error.to_string() })?;
+    Ok([(oci::LAYOUT_FILE, oci::LAYOUT_CONTENTS.into()), (oci::INDEX_FILE, index)])
+}
+
 /// An open bundle: every digest checked, every blob mapped. Shared by `Arc`; immutable.
 #[derive(Debug)]
 pub struct Bundle {

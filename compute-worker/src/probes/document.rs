@@ -1,6 +1,6 @@
 //! `probes.json`: what is recorded of each probe, and the rules for it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use rookery_kernels::KvType;
 use rookery_model::bundle::{Bundle, Digest, PROBES_TYPE};
@@ -28,7 +28,17 @@ pub struct ProbeSet {
     pub vocabulary: usize,
     /// In the order in which they are replayed; a quick check takes the first of them.
     pub probes: Vec<Probe>,
+    /// What speed is promised: tokens a second of one generation alone, by name of the board as its device tree has it, or
+    /// [`ANY_BOARD`] for those that are not named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub profile: BTreeMap<String, f64>,
 }
+
+/// Stands for every board that a profile does not name.
+pub const ANY_BOARD: &str = "*";
+
+/// Most boards of a profile.
+const MAX_BOARDS: usize = 256;
 
 /// One prompt and its answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,8 +139,13 @@ impl ProbeSet {
 
     /// The document.
     pub fn to_json(&self) -> Vec<u8> {
-        // Nothing in it can fail to be written: no maps, no numbers but integers.
+        // Nothing in it can fail to be written: keys of maps are text, numbers are finite.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Tokens a second that a board of this name is to reach, if the profile says.
+    pub fn promised_speed(&self, board: &str) -> Option<f64> {
+        self.profile.get(board).or_else(|| self.profile.get(ANY_BOARD)).copied()
     }
 
     /// How many answers are right, keys and values cached as `kv_type`.
@@ -165,6 +180,11 @@ impl ProbeSet {
         }
         if self.probes.len() > MAX_PROBES {
             return fault(format!("{} probes, at most {MAX_PROBES} are read", self.probes.len()));
+        }
+        let speeds = self.profile.values();
+        if self.profile.len() > MAX_BOARDS || speeds.clone().any(|&speed| !speed.is_finite() || speed <= 0.0)
+        {
+            return fault(format!("profile must have at most {MAX_BOARDS} boards with positive speeds"));
         }
         let mut names = HashSet::new();
         for probe in &self.probes {
@@ -245,6 +265,7 @@ mod tests {
         };
         let answer = |reference, f16, int8| Some(Answer { text: " 2".to_owned(), reference, f16, int8 });
         ProbeSet {
+            profile: BTreeMap::new(),
             vocabulary: VOCABULARY,
             probes: vec![
                 probe("kept", Topic::Arithmetic, answer(Some(true), true, true)),

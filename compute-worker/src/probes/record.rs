@@ -1,5 +1,7 @@
 //! Recording: what this engine answers, for both types of key/value cache.
 
+use std::collections::BTreeMap;
+
 use rookery_kernels::KvType;
 use rookery_model::bundle::Bundle;
 use rookery_model::tokenizer::Tokenizer;
@@ -54,7 +56,11 @@ pub fn record(bundle: &Bundle, prompts: &[Prompt], config: &EngineConfig) -> Res
         let (name, topic, text) = (prompt.name.clone(), prompt.topic, prompt.text.clone());
         Probe { name, topic, text, prompt: tokens, f16, int8, answer }
     });
-    let set = ProbeSet { vocabulary: bundle.info().config.model.vocab, probes: probes.collect() };
+    let set = ProbeSet {
+        vocabulary: bundle.info().config.model.vocab,
+        probes: probes.collect(),
+        profile: BTreeMap::new(),
+    };
     // None are a result too, though no document.
     if !set.probes.is_empty() {
         set.check(set.vocabulary)?;

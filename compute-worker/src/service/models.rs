@@ -50,6 +50,11 @@ pub(crate) struct Entry {
 pub(crate) struct Served(Arc<Entry>);
 
 impl Models {
+    /// Nothing yet.
+    pub(crate) fn none() -> Self {
+        Self(Arc::default())
+    }
+
     /// Models by the names in their bundles.
     ///
     /// # Errors

@@ -99,6 +99,18 @@ impl Descriptor {
 }
 
 impl Index {
+    /// The index of one manifest, as packing writes it.
+    pub(crate) fn of(digest: Digest, size: u64) -> Self {
+        let manifest = Descriptor {
+            media_type: MANIFEST_TYPE.to_owned(),
+            artifact_type: Some(ARTIFACT_TYPE.to_owned()),
+            digest,
+            size,
+            annotations: [(REF_NAME.to_owned(), "latest".to_owned())].into(),
+        };
+        Self { schema_version: 2, media_type: INDEX_TYPE.to_owned(), manifests: vec![manifest] }
+    }
+
     /// The one manifest of a bundle's index.
     ///
     /// # Errors
