@@ -90,7 +90,7 @@ pub enum ConfigError {
     Identity(#[source] crate::agent::IdentityError),
     /// The text is no join token.
     #[error(
-        "link.join must have the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery fleet join-token`"
+        "link.join must have the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery tokens join`"
     )]
     JoinToken,
     /// The id has another form, or none was given and the host has no usable name.

@@ -13,7 +13,7 @@ pub struct JoinToken {
 
 /// The text is no join token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a join token has the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery fleet join-token`")]
+#[error("a join token has the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery tokens join`")]
 pub struct InvalidJoinToken;
 
 const VERSION: &str = "rk1";

@@ -79,6 +79,7 @@ impl TestWorker {
         let mut settings = WorkerSettings { config, engine };
         settings.config.link.control_plane = link.map(|address| address.to_string());
         settings.config.link.backoff_max = Duration::from_millis(200);
+        settings.config.link.reconnect_spread = Duration::from_millis(200);
         edit(&mut settings);
         let hold = Hold::default();
         let bundle = Bundle::open(packed.path(), &NoProgress)?;

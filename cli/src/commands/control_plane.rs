@@ -160,7 +160,7 @@ fn describe(ready: &Ready, plane: &RunningControlPlane) {
     }
     if plane.links_have_tls() {
         output::note(format_args!(
-            "to add a gateway: `rookery fleet join-token` here, then there \
+            "to add a gateway: `rookery tokens join` here, then there \
              `rookery worker --control-plane HOST:{} --join TOKEN`",
             link.port()
         ));

@@ -11,4 +11,5 @@ mod npu;
 mod protocols;
 mod refusals;
 mod routing;
+mod trust;
 mod unread;
