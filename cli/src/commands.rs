@@ -12,5 +12,6 @@ pub mod pack;
 pub mod plan;
 pub mod prune;
 pub mod pull;
+pub mod rollouts;
 pub mod up;
 pub mod worker;

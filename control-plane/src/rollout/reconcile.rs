@@ -489,3 +489,6 @@ fn catches_up(state: RolloutState) -> bool {
         | RolloutState::Aborted => false,
     }
 }
+
+#[cfg(test)]
+mod tests;
