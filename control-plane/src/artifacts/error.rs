@@ -80,6 +80,9 @@ pub enum ArtifactError {
         /// Its size as sent.
         size: u64,
     },
+    /// Too many pushes have begun.
+    #[error("{0} pushes have begun and not ended, which is the limit; collecting garbage ends old ones")]
+    TooManyPushes(usize),
     /// No such push has begun.
     #[error("no push of {0} has begun, or it was given up long ago; begin it again")]
     NotBegun(Digest),

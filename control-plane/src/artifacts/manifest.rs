@@ -7,7 +7,7 @@ use super::ArtifactError;
 use crate::domain::Digest;
 
 /// Largest manifest that is taken.
-pub(crate) const MAX_MANIFEST_BYTES: usize = 1 << 20;
+const MAX_MANIFEST_BYTES: usize = 1 << 20;
 
 /// Largest version that is taken: more than any gateway has room for, and sums of sizes stay far from overflow.
 const MAX_VERSION_BYTES: u64 = 1 << 42;

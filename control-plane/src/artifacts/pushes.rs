@@ -41,14 +41,12 @@ impl Artifacts {
     /// Begins a push, or goes on with it: its blobs may be sent from now on, and none of them is collected.
     ///
     /// # Errors
-    /// [`ArtifactError::Manifest`] while too many pushes are under way; others if the store fails.
+    /// [`ArtifactError::TooManyPushes`] while too many pushes are under way; others if the store fails.
     pub async fn begin_push(&self, manifest: &Manifest) -> Result<(), ArtifactError> {
         let path = push_path(manifest.digest());
         let others = self.entries("pushes").await?.into_iter().filter(|meta| meta.location != path);
         if others.filter(|meta| age(meta) < GRACE).count() >= MOST {
-            let why =
-                format!("{MOST} other pushes have begun and not ended; collect garbage to end old ones");
-            return Err(ArtifactError::Manifest(why));
+            return Err(ArtifactError::TooManyPushes(MOST));
         }
         self.put(&path, manifest.text().as_bytes().to_vec()).await?;
         self.inner.pushes.add(manifest);

@@ -12,12 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status};
 
 use super::models::errors::{self, Failure};
-use crate::{
-    artifacts::Artifacts,
-    domain::Digest,
-    store::Store,
-    trust::{Identity, require_gateway},
-};
+use crate::{artifacts::Artifacts, domain::Digest, store::Store, trust::require_gateway};
 
 /// Pieces between the store and a gateway's connection: one is sent while the next is read.
 const AHEAD: usize = 1;
@@ -72,10 +67,7 @@ impl v1::artifact_service_server::ArtifactService for Blobs {
     type ReadBlobStream = Pieces;
 
     async fn read_blob(&self, request: Request<v1::ReadBlobRequest>) -> Result<Response<Pieces>, Status> {
-        // A link port without TLS knows nobody, and lets everybody be the gateway that they say they are.
-        if request.extensions().get::<Identity>().is_some() {
-            require_gateway(&request)?;
-        }
+        require_gateway(&request)?;
         if self.gate.is_draining() {
             return Err(Gate::draining_status());
         }

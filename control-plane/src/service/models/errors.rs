@@ -73,6 +73,7 @@ pub(in crate::service) fn artifacts(error: ArtifactError) -> Status {
         ArtifactError::NotAwaited { .. } | ArtifactError::NotBegun(_) | ArtifactError::Incomplete { .. } => {
             refuse(Reason::Conflict, message)
         }
+        ArtifactError::TooManyPushes(_) => refuse_with(Reason::QueueFull, message, &[], Some(SOON)),
         ArtifactError::Collecting => refuse_with(Reason::Conflict, message, &[], Some(SOON)),
         ArtifactError::TooLong { .. } => invalid_field("data", &message),
         ArtifactError::Range { .. } => invalid_field("offset", &message),

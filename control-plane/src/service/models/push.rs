@@ -86,8 +86,9 @@ impl Shared {
         let manifest = self.pushed_manifest(&digest, existing.is_some()).await?;
         self.check_present(&manifest).await?;
         if existing.is_none() {
+            let new = self.new_version(&model, &version, &manifest, actor).await?;
             self.artifacts.put_manifest(&manifest).await?;
-            self.insert(&model, &version, &manifest, actor).await?;
+            self.store.insert_version(&new).await?;
         }
         // A collection that began before the version was there may have taken a blob of it.
         self.wait_for_collection().await?;
@@ -132,16 +133,17 @@ impl Shared {
         }
     }
 
-    async fn insert(
+    /// The row of a version whose manifest and config agree.
+    async fn new_version(
         &self,
         model: &ModelName,
         version: &VersionName,
         manifest: &Manifest,
         actor: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<NewVersion, Failure> {
         let config = self.artifacts.read_whole(manifest.config(), MAX_CONFIG_BYTES).await?;
         let pushed = manifest.check(&config)?;
-        let version = NewVersion {
+        Ok(NewVersion {
             model: model.clone(),
             version: version.clone(),
             digest: manifest.digest().clone(),
@@ -154,8 +156,7 @@ impl Shared {
             },
             created: Millis::now(),
             created_by: actor.to_owned(),
-        };
-        Ok(self.store.insert_version(&version).await?)
+        })
     }
 
     async fn check_present(&self, manifest: &Manifest) -> Result<(), Failure> {
