@@ -6,7 +6,7 @@
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -85,17 +85,18 @@ impl Postgres {
             .expect("the server's keeper starts");
         let stdin = keeper.stdin.take().expect("a pipe was asked for");
         let log = keeper.stderr.take().expect("a pipe was asked for");
-        wait_until_ready(BufReader::new(log));
+        wait_until_ready(BufReader::new(log), keeper);
         Self { programs, folder, databases: AtomicU32::new(0), _keeper: stdin }
     }
 }
 
 /// Reads the server's log up to the line that says that it is there, and on to its end.
-fn wait_until_ready(log: impl BufRead + Send + 'static) {
+fn wait_until_ready(log: impl BufRead + Send + 'static, mut keeper: Child) {
     let (lines, said) = mpsc::channel();
     std::thread::spawn(move || {
         // The server must never wait for someone to read its log.
         log.lines().map_while(Result::ok).for_each(|line| drop(lines.send(line)));
+        drop(keeper.wait());
     });
     let mut before = Vec::new();
     loop {

@@ -23,12 +23,13 @@ use super::StoreError;
 
 /// Longest wait for a free connection.
 const ACQUIRE: Duration = Duration::from_secs(30);
-/// How often a lock of SQLite is waited for, each time for [`BUSY`].
+/// How often a lock of SQLite is waited for, each time for its `busy_timeout`.
 const BUSY_TRIES: u32 = 3;
-/// Longest wait for a lock of SQLite.
-const BUSY: &str = "PRAGMA busy_timeout = 10000; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
+/// A session with SQLite: how long it waits for another process's lock, when it is durable, how large its log may stay.
+const SQLITE: &str =
+    "PRAGMA busy_timeout = 10000; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864";
 /// Bounds of a session with PostgreSQL. A replica that stalls in a transaction loses it, and with it the lock.
-const BOUNDS: &str = "SET lock_timeout = '10s'; SET statement_timeout = '30s'; \
+const POSTGRES: &str = "SET lock_timeout = '10s'; SET statement_timeout = '30s'; \
     SET idle_in_transaction_session_timeout = '30s'; \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 /// Connections that read. Readers do not wait for writers.
@@ -202,8 +203,8 @@ async fn hold(tx: &mut Tx, key: i64) -> Result<(), StoreError> {
 fn pool(kind: Kind, url: &str, most: u32) -> Result<AnyPool, StoreError> {
     let options = AnyConnectOptions::from_str(url)?;
     let set_up = match kind {
-        Kind::Sqlite => BUSY,
-        Kind::Postgres => BOUNDS,
+        Kind::Sqlite => SQLITE,
+        Kind::Postgres => POSTGRES,
     };
     Ok(AnyPoolOptions::new()
         .max_connections(most)
@@ -253,4 +254,34 @@ fn is_busy(error: &sqlx::Error) -> bool {
         .as_database_error()
         .and_then(|error| error.code()?.parse::<u32>().ok())
         .is_some_and(|code| code & 0xff == 5)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_connection_to_sqlite_is_durable_and_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("state.db").display());
+        let database = Database::connect(&url).await.unwrap();
+        for pool in [&database.readers, &database.writers] {
+            for (pragma, expected) in [
+                ("SELECT journal_mode AS kept FROM pragma_journal_mode", "wal"),
+                ("SELECT CAST(synchronous AS TEXT) AS kept FROM pragma_synchronous", "2"),
+                ("SELECT CAST(timeout AS TEXT) AS kept FROM pragma_busy_timeout", "10000"),
+            ] {
+                let row = sqlx::query(pragma).fetch_one(pool).await;
+                assert_eq!(row.unwrap().get::<String, _>("kept"), expected, "{pragma}");
+            }
+        }
+    }
+
+    #[test]
+    fn paths_become_urls_whatever_is_in_them() {
+        assert_eq!(sqlite_url(Path::new("/a b/c?d#e%f.db")), "sqlite:///a%20b/c%3Fd%23e%25f.db");
+        assert_eq!(sqlite_url(Path::new("state.db")), "sqlite://state.db");
+    }
 }

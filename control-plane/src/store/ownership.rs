@@ -77,17 +77,23 @@ async fn insert(
     model: &ModelName,
     gateways: &[&GatewayId],
 ) -> Result<(), StoreError> {
-    // Those that are owned already are its own.
+    // Touches only rows that are its own, and says how many: were it not for the lock, the key would still keep a second
+    // owner out.
     let sql = format!(
-        "INSERT INTO owners (gateway, model, rollout) VALUES {} ON CONFLICT (gateway, model) DO NOTHING",
+        "INSERT INTO owners (gateway, model, rollout) VALUES {} ON CONFLICT (gateway, model) \
+         DO UPDATE SET rollout = excluded.rollout WHERE owners.rollout = excluded.rollout",
         tuples(gateways.len(), 3)
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for gateway in gateways {
         query = query.bind(gateway.as_str()).bind(model.as_str()).bind(&rollout.0);
     }
-    query.execute(&mut **tx).await?;
-    Ok(())
+    let owned = query.execute(&mut **tx).await?.rows_affected();
+    if usize::try_from(owned) == Ok(gateways.len()) {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict { what: format!("who owns the gateways of roll-out {rollout}") })
+    }
 }
 
 /// A roll-out that is over owns nothing.

@@ -201,8 +201,8 @@ async fn insert(tx: &mut Tx, rollout: &NewRollout) -> Result<(), StoreError> {
     if inserted.rows_affected() == 0 { Err(exists(format!("roll-out {}", rollout.id))) } else { Ok(()) }
 }
 
-/// Makes a plan current with everything that it changes. The caller holds the lock, has compared the parent, and owns the
-/// gateways that change.
+/// Makes a plan current, if its parent is, with everything that it changes. The caller holds the lock and owns the gateways
+/// that change.
 async fn keep(
     tx: &mut Tx,
     plan: &Plan,
@@ -210,13 +210,21 @@ async fn keep(
     before: &BTreeMap<GatewayId, Target>,
     changes: &[AssignmentChange],
 ) -> Result<(), StoreError> {
+    let current = sqlx::query(
+        "UPDATE rollouts SET generation = $2, is_over = $3 WHERE id = $1 AND generation = $4 AND is_over = 0",
+    )
+    .bind(&plan.rollout.0)
+    .bind(signed("generation", plan.generation)?)
+    .bind(i64::from(plan.state.is_over()))
+    .bind(signed("parent", plan.parent)?)
+    .execute(&mut **tx)
+    .await?;
+    if current.rows_affected() == 0 {
+        return Err(StoreError::Conflict {
+            what: format!("plan {} of roll-out {}", plan.parent, plan.rollout),
+        });
+    }
     plans::insert(tx, plan, before).await?;
-    sqlx::query("UPDATE rollouts SET generation = $2, is_over = $3 WHERE id = $1")
-        .bind(&plan.rollout.0)
-        .bind(signed("generation", plan.generation)?)
-        .bind(i64::from(plan.state.is_over()))
-        .execute(&mut **tx)
-        .await?;
     assign(tx, plan, model, changes).await?;
     if plan.state.is_over() {
         ownership::release(tx, &plan.rollout).await?;

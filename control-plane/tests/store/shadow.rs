@@ -131,10 +131,8 @@ impl Shadow {
     /// All or nothing, like the store: works on a copy.
     fn apply(&self, request: &Request) -> (Shadow, Outcome) {
         let mut after = self.clone();
-        match after.try_apply(request) {
-            Outcome::Done => (after, Outcome::Done),
-            refused => (self.clone(), refused),
-        }
+        let outcome = after.try_apply(request);
+        if outcome == Outcome::Done { (after, outcome) } else { (self.clone(), outcome) }
     }
 
     fn try_apply(&mut self, request: &Request) -> Outcome {

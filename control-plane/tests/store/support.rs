@@ -14,23 +14,23 @@ use tempfile::TempDir;
 use crate::postgres::Postgres;
 
 /// An empty database; opened as often as wanted, each time as another replica would.
-pub struct Db {
-    pub url: String,
+pub(crate) struct Db {
+    pub(crate) url: String,
     _folder: Option<TempDir>,
 }
 
 impl Db {
-    pub fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("state.db").display());
         Self { url, _folder: Some(folder) }
     }
 
-    pub fn postgres() -> Self {
+    pub(crate) fn postgres() -> Self {
         Self { url: Postgres::shared().database(), _folder: None }
     }
 
-    pub async fn open(&self) -> Store {
+    pub(crate) async fn open(&self) -> Store {
         Store::open(&self.url).await.unwrap()
     }
 }
@@ -54,20 +54,20 @@ macro_rules! on_both {
 pub(crate) use on_both;
 
 /// A function of a number that could be the digest of something.
-pub fn digest(number: u64) -> Digest {
+pub(crate) fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().unwrap()
 }
 
-pub fn model(name: &str) -> ModelName {
+pub(crate) fn model(name: &str) -> ModelName {
     name.parse().unwrap()
 }
 
-pub fn gateway(number: usize) -> GatewayId {
+pub(crate) fn gateway(number: usize) -> GatewayId {
     format!("gw-{number}").parse().unwrap()
 }
 
 /// Version `v{number}` of a model, with its config and two layers, one of which all versions share.
-pub fn version(model: &str, number: u64) -> NewVersion {
+pub(crate) fn version(model: &str, number: u64) -> NewVersion {
     let manifest = serde_json::json!({
         "schemaVersion": 2,
         "config": { "mediaType": "application/json", "digest": digest(1000 + number), "size": 2 },
@@ -88,7 +88,7 @@ pub fn version(model: &str, number: u64) -> NewVersion {
     }
 }
 
-pub fn new_gateway(number: usize, serial: &str) -> NewGateway {
+pub(crate) fn new_gateway(number: usize, serial: &str) -> NewGateway {
     NewGateway {
         id: gateway(number),
         labels: [("site".to_owned(), "berlin".to_owned())].into(),
@@ -98,18 +98,18 @@ pub fn new_gateway(number: usize, serial: &str) -> NewGateway {
     }
 }
 
-pub fn labels(pairs: &[(&str, &str)]) -> Labels {
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 /// A store with versions 1 to 3 of a model, and gateways.
-pub async fn prepared(db: &Db, gateways: usize) -> Store {
+pub(crate) async fn prepared(db: &Db, gateways: usize) -> Store {
     let store = db.open().await;
     prepare(&store, gateways).await;
     store
 }
 
-pub async fn prepare(store: &Store, gateways: usize) {
+pub(crate) async fn prepare(store: &Store, gateways: usize) {
     for number in 1..=3 {
         store.insert_version(&version("org/chat", number)).await.unwrap();
     }
@@ -118,7 +118,7 @@ pub async fn prepare(store: &Store, gateways: usize) {
     }
 }
 
-pub fn spec(version: u64) -> RolloutSpec {
+pub(crate) fn spec(version: u64) -> RolloutSpec {
     RolloutSpec {
         model: model("org/chat"),
         version: format!("v{version}").parse().unwrap(),
@@ -135,14 +135,14 @@ pub fn spec(version: u64) -> RolloutSpec {
     }
 }
 
-pub fn id(number: u64) -> RolloutId {
+pub(crate) fn id(number: u64) -> RolloutId {
     RolloutId(format!("{number:032x}"))
 }
 
 /// Targets of gateways.
-pub type Targets = BTreeMap<GatewayId, Target>;
+pub(crate) type Targets = BTreeMap<GatewayId, Target>;
 
-pub fn target(version: Option<u64>, previous: Option<u64>) -> Target {
+pub(crate) fn target(version: Option<u64>, previous: Option<u64>) -> Target {
     Target {
         digest: version.map(digest),
         previous: previous.map(digest),
@@ -152,7 +152,7 @@ pub fn target(version: Option<u64>, previous: Option<u64>) -> Target {
     }
 }
 
-pub fn plan(rollout: &RolloutId, generation: u64, state: RolloutState, targets: Targets) -> Plan {
+pub(crate) fn plan(rollout: &RolloutId, generation: u64, state: RolloutState, targets: Targets) -> Plan {
     Plan {
         rollout: rollout.clone(),
         generation,
@@ -169,11 +169,11 @@ pub fn plan(rollout: &RolloutId, generation: u64, state: RolloutState, targets: 
 }
 
 /// The plan after `parent`, with other targets.
-pub fn next(parent: &Plan, state: RolloutState, targets: Targets) -> Plan {
+pub(crate) fn next(parent: &Plan, state: RolloutState, targets: Targets) -> Plan {
     plan(&parent.rollout, parent.generation + 1, state, targets)
 }
 
-pub fn change(gateway: &GatewayId, version: Option<u64>) -> AssignmentChange {
+pub(crate) fn change(gateway: &GatewayId, version: Option<u64>) -> AssignmentChange {
     AssignmentChange {
         gateway: gateway.clone(),
         model: model("org/chat"),
@@ -183,7 +183,7 @@ pub fn change(gateway: &GatewayId, version: Option<u64>) -> AssignmentChange {
 }
 
 /// A roll-out of a version that selects gateways and reaches the first of them.
-pub fn rollout(number: u64, version: u64, gateways: &[usize]) -> NewRollout {
+pub(crate) fn rollout(number: u64, version: u64, gateways: &[usize]) -> NewRollout {
     let id = id(number);
     let first = gateway(gateways[0]);
     let targets: Targets = [(first.clone(), target(Some(version), None))].into();

@@ -74,7 +74,7 @@ async fn aliases_point_at_versions(db: &Db) {
     let listed = store.versions(Some(&chat)).await.unwrap();
     let names: Vec<_> = listed.iter().map(|version| version.version.as_str()).collect();
     assert_eq!(names, ["v3", "v2", "v1"], "newest first");
-    assert_eq!(listed[1].aliases, [stable.clone()]);
+    assert_eq!(listed[1].aliases, std::slice::from_ref(&stable));
     store.delete_alias(&chat, &stable, "ada").await.unwrap();
     assert!(matches!(store.delete_alias(&chat, &stable, "ada").await, Err(StoreError::NotFound { .. })));
 }
