@@ -10,6 +10,7 @@
 //! - [`domain`] is what the fleet is and where a request goes: plain data and functions, no tonic, no tokio, no clock.
 //! - [`link`] accepts the sockets that workers dial and is the HTTP/2 client on them.
 //! - [`service`] is `InferenceService` for clients, with retries on another gateway before the first event.
+//! - [`store`] is what outlives the process: one database for all replicas.
 //! - [`config`] and [`control_plane`] put it together.
 //!
 //! # Ownership
@@ -20,8 +21,8 @@
 //! # Failure
 //!
 //! A gateway whose connection ends, or that is silent for three heartbeats, is out of the registry at once, and its
-//! streams end. Before the first event they are tried elsewhere; after it the client gets GATEWAY_LOST.
-//! State is in memory: a new control plane knows nothing until workers have dialled it again.
+//! streams end. They are tried elsewhere, and go on there if they had begun: only if no gateway of the version is left
+//! does the client get GATEWAY_LOST.
 
 pub mod artifacts;
 pub mod config;
