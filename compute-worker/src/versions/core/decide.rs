@@ -29,7 +29,9 @@ impl Core {
 
     fn next(&self, model: &str) -> Option<(Step, Digest)> {
         let live = self.live.get(model).filter(|live| live.busy.is_none())?;
-        let slots = self.state.models.get(model)?;
+        // A model that is nowhere any more may have left an engine behind.
+        let nothing = Slots::default();
+        let slots = self.state.models.get(model).unwrap_or(&nothing);
         let (step, digest) = self.step(model, live, slots)?;
         if step.is_heavy() && self.other_has_memory(model) {
             return None;
