@@ -55,7 +55,10 @@ impl Place {
     /// The gateway has begun to answer. `counts`: how soon tells how well the version serves.
     pub(crate) fn begun(&mut self, counts: bool) {
         let now = Instant::now();
-        self.fleet.registry().begun(&mut self.reservation);
+        let freed = self.fleet.registry().begun(&mut self.reservation);
+        if freed {
+            self.fleet.changed();
+        }
         if !counts {
             return;
         }

@@ -234,10 +234,11 @@ impl<C: Clone> Registry<C> {
         Ok(Reservation { connection: linked.connection.clone(), gateway, link, digest, model, unread, tries })
     }
 
-    /// The gateway has begun to answer a reserved request.
-    pub fn begun(&mut self, reservation: &mut Reservation<C>) {
+    /// The gateway has begun to answer a reserved request. True if others may have waited for that.
+    pub fn begun(&mut self, reservation: &mut Reservation<C>) -> bool {
         self.read(reservation);
         self.breakers.succeeded(&reservation.gateway);
+        reservation.tries
     }
 
     /// The gateway has failed a reserved request: not the client, and not for being full.
@@ -303,5 +304,7 @@ impl<C: Clone> Registry<C> {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

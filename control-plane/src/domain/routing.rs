@@ -22,6 +22,10 @@ pub const MOST_COMPARED: usize = 8;
 /// What one more generation in the batch costs a request, in tokens of prompt to read.
 const GENERATION_TOKENS: u64 = 32;
 
+/// What a token that would have to be read again costs, in tokens that wait: not only this request waits for it, but all
+/// that come after it there. With 1, a burst of new prompts has every gateway read everything.
+const READ_AGAIN: u64 = 4;
+
 /// Tokens of recent work that make no difference.
 const RECENT_STEP: u64 = 64;
 
@@ -67,9 +71,9 @@ impl Candidate<'_> {
         if self.slow { load.saturating_mul(2).saturating_add(1) } else { load }
     }
 
-    /// Tokens to read until this request's first token, with what sharing the batch costs.
+    /// Tokens to read until this request's first token, with what reading and sharing the batch cost others.
     fn cost(&self, wish: &Wish<'_>) -> u64 {
-        let own = wish.prompt_tokens.saturating_sub(self.cached_tokens);
+        let own = wish.prompt_tokens.saturating_sub(self.cached_tokens).saturating_mul(READ_AGAIN);
         let shared = self.load().saturating_mul(GENERATION_TOKENS);
         self.queued_tokens.saturating_add(own).saturating_add(shared)
     }

@@ -263,7 +263,7 @@ impl Failures {
 
     /// Whether the client is better told now than made to wait for a gateway that may come.
     fn tell_enough(&self) -> bool {
-        self.full.is_some() || self.engine_failed
+        self.full.is_some() || (self.engine_failed && self.last.is_some())
     }
 
     /// The status for the client when no gateway is left to try: what a gateway said itself, if one still could.

@@ -197,8 +197,8 @@ async fn links_cut_at_random_bytes_change_no_answer() {
         let request = request(&mut seeded);
         let before: u32 = relays.iter().map(Relay::severed).sum();
         // The second may be cut as well, after the answer has moved there.
-        relays[0].sever_after(200 + seeded.below(6000) as u32);
-        relays[1].sever_after(200 + seeded.below(6000) as u32);
+        relays[0].sever_after(200 + seeded.below(4000) as u32);
+        relays[1].sever_after(200 + seeded.below(4000) as u32);
         let answer = within(&format!("seed {seed}"), generate(&client, request.clone())).await;
         let answer = answer.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
         relays.iter().for_each(Relay::leave_alone);
@@ -225,7 +225,7 @@ async fn many_streams_survive_one_gateway() {
         TestWorker::start("gw-1", Some(link), |_| {}).await.unwrap(),
     ];
     until_linked(&plane, 2).await;
-    relay.sever_after(20_000);
+    relay.sever_after(5000);
     let mut running = tokio::task::JoinSet::new();
     for seed in 0..16 {
         let (client, request) = (rookery_tests::client::client(plane.address()), request(&mut Seeded(seed)));

@@ -3,11 +3,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{Digest, Model, ModelLoad, ModelNames};
 
-fn id(name: &str) -> GatewayId {
+pub(super) fn id(name: &str) -> GatewayId {
     name.parse().unwrap()
 }
 
-fn load(name: &str, digest: &str) -> ModelLoad {
+pub(super) fn load(name: &str, digest: &str) -> ModelLoad {
     let model = Model {
         name: name.to_owned(),
         digest: digest.to_owned(),
@@ -28,13 +28,13 @@ fn load(name: &str, digest: &str) -> ModelLoad {
     }
 }
 
-fn state(loads: impl IntoIterator<Item = ModelLoad>) -> GatewayState {
+pub(super) fn state(loads: impl IntoIterator<Item = ModelLoad>) -> GatewayState {
     let mut state = GatewayState::new(true);
     loads.into_iter().for_each(|load| assert!(state.add(load)));
     state
 }
 
-fn serving(names: &[&str]) -> GatewayState {
+pub(super) fn serving(names: &[&str]) -> GatewayState {
     state(names.iter().map(|name| load(name, "sha256:00")))
 }
 
@@ -43,7 +43,7 @@ fn digest(letter: char) -> Digest {
 }
 
 /// A request for `model` and nothing else.
-fn query<'a>(model: &'a str, tried: &'a [LinkId], random: u64, now: Instant) -> Query<'a> {
+pub(super) fn query<'a>(model: &'a str, tried: &'a [LinkId], random: u64, now: Instant) -> Query<'a> {
     static NOTHING: (Labels, Prompt) = (Labels::new(), Prompt::NOTHING);
     let (labels, prompt) = (&NOTHING.0, &NOTHING.1);
     Query { model, digest: None, labels, session: None, prompt, tried, random, now }

@@ -104,7 +104,7 @@ fn a_cached_beginning_counts_against_what_waits() {
     assert_eq!(choose(&candidates, &wish), Some(42), "it is found among many");
     candidates[42].in_flight = 2;
     assert_eq!(choose(&candidates, &wish), Some(42), "400 tokens are worth a place in the batch");
-    candidates[42].queued_tokens = 1000;
+    candidates[42].queued_tokens = 2000;
     assert_ne!(choose(&candidates, &wish), Some(42), "a long queue is not");
     candidates[42].queued_tokens = 0;
     candidates[42].cached_tokens = 16;
