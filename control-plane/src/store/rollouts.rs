@@ -167,6 +167,18 @@ impl Store {
         }
     }
 
+    /// What was asked for with a roll-out. Reads no plan, so it costs the same for one gateway and for thousands.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn spec(&self, id: &RolloutId) -> Result<RolloutSpec, StoreError> {
+        let row = sqlx::query("SELECT spec FROM rollouts WHERE id = $1")
+            .bind(plain(&id.0))
+            .fetch_optional(self.database.reader())
+            .await?;
+        row.ok_or_else(|| not_found(format!("roll-out {id}")))?.json("spec")
+    }
+
     /// Every plan of a roll-out, oldest first.
     ///
     /// # Errors
