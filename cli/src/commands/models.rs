@@ -1,15 +1,34 @@
-//! `rookery models list`: what an endpoint serves.
+//! `rookery models`: what is served now (`list`), what the control plane keeps (`versions`), and how it gets there.
+
+mod push;
+mod retry;
+mod served;
+mod sign;
+mod upload;
+mod versions;
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use rookery_proto::v1::Model;
-use serde_json::{Value, json};
+use rookery_proto::v1::model_service_client::ModelServiceClient;
 
-use crate::client;
-use crate::error::Failure;
-use crate::output::{self, Table};
+use crate::client::{self, Channel};
+use crate::error::{Failure, OrFail};
 
-/// What endpoints serve.
+/// Largest answer: the list of many thousands of versions.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Largest key file that is read.
+const MAX_KEY_BYTES: u64 = 64 << 10;
+
+/// The models that are served, and the versions that are kept.
 #[derive(Args, Debug)]
+#[command(
+    after_help = "A pushed bundle becomes a version, such as qwen@2.1, that never changes. Aliases, such as
+qwen@stable, point at versions. `rookery rollouts create` brings a version to gateways."
+)]
 pub struct ModelsArgs {
     #[command(subcommand)]
     command: ModelsCommand,
@@ -17,126 +36,109 @@ pub struct ModelsArgs {
 
 #[derive(Subcommand, Debug)]
 enum ModelsCommand {
-    /// Lists the models that an endpoint can generate with now.
-    List(ListArgs),
-}
-
-#[derive(Args, Debug)]
-struct ListArgs {
-    /// Worker or control plane to ask.
-    #[arg(long, default_value = client::DEFAULT_ENDPOINT, env = "ROOKERY_ENDPOINT")]
-    endpoint: String,
-    /// Write JSON.
-    #[arg(long)]
-    json: bool,
+    List(served::ListArgs),
+    Versions(versions::VersionsArgs),
+    Push(push::PushArgs),
+    Alias(versions::AliasArgs),
+    Unalias(versions::UnaliasArgs),
+    Delete(versions::DeleteArgs),
+    Gc(versions::GcArgs),
+    Sign(sign::SignArgs),
+    Keys(sign::KeysArgs),
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// If the endpoint cannot be asked.
+/// If the endpoint refuses or cannot be asked, or a file cannot be used.
 pub async fn run(args: ModelsArgs) -> Result<(), Failure> {
-    let ModelsCommand::List(args) = args.command;
-    let mut client = client::connect(&args.endpoint).await?;
-    let models = client::list_models(&mut client).await?;
-    if args.json {
-        return output::json(&models.iter().map(record).collect::<Vec<_>>());
+    match args.command {
+        ModelsCommand::List(args) => served::list(args).await,
+        ModelsCommand::Versions(args) => versions::list(args).await,
+        ModelsCommand::Push(args) => push::run(args).await,
+        ModelsCommand::Alias(args) => versions::alias(args).await,
+        ModelsCommand::Unalias(args) => versions::unalias(args).await,
+        ModelsCommand::Delete(args) => versions::delete(args).await,
+        ModelsCommand::Gc(args) => versions::gc(args).await,
+        ModelsCommand::Sign(args) => sign::sign(args).await,
+        ModelsCommand::Keys(args) => sign::keys(args).await,
     }
-    output::write(&table(&models).render())
 }
 
-fn record(model: &Model) -> Value {
-    json!({
-        "name": model.name, "digest": model.digest, "architecture": model.architecture,
-        "recipe": model.recipe, "parameters": model.parameters, "gateways": model.gateways,
-        "context_tokens": model.context_tokens, "vocabulary": model.vocabulary,
-        "backends": model.backends, "degraded_gateways": model.degraded_gateways,
-        "degraded": (model.degraded_gateways > 0).then_some(&model.degraded),
-    })
+/// A connected client.
+type Client = ModelServiceClient<Channel>;
+
+/// Which control plane keeps the versions.
+#[derive(Args, Debug)]
+struct Target {
+    /// Control plane to ask.
+    #[arg(long, default_value = client::DEFAULT_ENDPOINT, env = "ROOKERY_ENDPOINT")]
+    endpoint: String,
 }
 
-fn table(models: &[Model]) -> Table {
-    let mut table = Table::new(&[
-        "NAME",
-        "ARCHITECTURE",
-        "RECIPE",
-        ">PARAMETERS",
-        ">CONTEXT",
-        ">GATEWAYS",
-        "DIGEST",
-        "BACKEND",
-        "STATE",
-    ]);
-    for model in models {
-        table.row([
-            model.name.clone(),
-            model.architecture.clone(),
-            model.recipe.clone(),
-            output::grouped(model.parameters),
-            output::grouped(model.context_tokens.into()),
-            model.gateways.to_string(),
-            model.digest.chars().take(19).collect(),
-            model.backends.join(", "),
-            state(model),
-        ]);
+impl Target {
+    async fn connect(&self) -> Result<Client, Failure> {
+        let channel = client::channel(&self.endpoint).await?;
+        Ok(ModelServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
     }
-    table
 }
 
-/// Whether the model is served as fast as it should be, and if not, why.
-fn state(model: &Model) -> String {
-    match (model.degraded_gateways, model.gateways) {
-        // A server that says nothing of backends says nothing of their failures either.
-        (0, _) if model.backends.is_empty() => "unknown".to_owned(),
-        (0, _) => "ok".to_owned(),
-        (_, 1) => format!("degraded: {}", model.degraded),
-        (degraded, all) => format!("degraded on {degraded} of {all}: {}", model.degraded),
+/// `MODEL@VERSION` or `MODEL@ALIAS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Reference {
+    model: String,
+    name: String,
+}
+
+impl FromStr for Reference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('@') {
+            Some((model, name)) if !model.is_empty() && !name.is_empty() => {
+                Ok(Self { model: model.to_owned(), name: name.to_owned() })
+            }
+            Some(_) | None => Err(format!("{text:?} is not MODEL@VERSION, such as qwen@2.1")),
+        }
     }
+}
+
+/// Reads a key file.
+fn read_secret(path: &Path) -> Result<String, Failure> {
+    let unreadable = || format!("could not read {}", path.display());
+    let bytes = std::fs::metadata(path).or_fail(unreadable)?.len();
+    if bytes > MAX_KEY_BYTES {
+        return Err(Failure::new(format!("{} is too large to be a key", path.display())));
+    }
+    std::fs::read_to_string(path).or_fail(unreadable)
+}
+
+/// A moment as people and programs read it.
+fn utc(at: &prost_types::Timestamp) -> String {
+    let since = Duration::new(u64::try_from(at.seconds).unwrap_or(0), u32::try_from(at.nanos).unwrap_or(0));
+    // Beyond the year 9999 there is no such text; nobody has pushed anything then.
+    let at = SystemTime::UNIX_EPOCH + since.min(Duration::from_secs(253_402_300_799));
+    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn model(gateways: u32, degraded_gateways: u32, degraded: &str) -> Model {
-        let backends = vec!["cpu/neon-dotprod".to_owned(), "npu/vendor".to_owned()];
-        let name = "m".to_owned();
-        Model {
-            name,
-            gateways,
-            backends,
-            degraded_gateways,
-            degraded: degraded.to_owned(),
-            ..Model::default()
+    #[test]
+    fn references_have_both_parts() {
+        let parsed: Reference = "org/qwen@2.1".parse().unwrap();
+        assert_eq!((parsed.model.as_str(), parsed.name.as_str()), ("org/qwen", "2.1"));
+        for text in ["qwen", "@2.1", "qwen@", ""] {
+            assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
     }
 
     #[test]
-    fn a_degraded_model_looks_degraded() {
-        let models = [
-            model(1, 0, ""),
-            model(1, 1, "NPU: the device is gone"),
-            model(3, 2, "gw-1: NPU: a reset failed"),
-            Model::default(),
-        ];
-        let text = table(&models).render();
-        let ends = [
-            "BACKEND                       STATE",
-            "cpu/neon-dotprod, npu/vendor  ok",
-            "cpu/neon-dotprod, npu/vendor  degraded: NPU: the device is gone",
-            "cpu/neon-dotprod, npu/vendor  degraded on 2 of 3: gw-1: NPU: a reset failed",
-            "unknown",
-        ];
-        assert_eq!(text.lines().count(), ends.len());
-        for (line, end) in text.lines().zip(ends) {
-            assert!(line.ends_with(end), "{text}");
-        }
-        let [well, ill, ..] = models.each_ref().map(record);
-        assert_eq!((&well["degraded_gateways"], &well["degraded"]), (&json!(0), &Value::Null));
-        assert_eq!(
-            (&ill["degraded_gateways"], &ill["degraded"]),
-            (&json!(1), &json!("NPU: the device is gone"))
-        );
-        assert_eq!(ill["backends"], json!(["cpu/neon-dotprod", "npu/vendor"]));
+    fn moments_read_well_however_strange() {
+        let at = |seconds, nanos| utc(&prost_types::Timestamp { seconds, nanos });
+        assert_eq!(at(1_800_000_000, 0), "2027-01-15T08:00:00Z");
+        assert_eq!(at(-5, -5), "1970-01-01T00:00:00Z");
+        assert_eq!(at(i64::MAX, i32::MAX), "9999-12-31T23:59:59Z");
     }
 }
