@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tracing::{debug, error, info};
+use tracing::{debug, info, warn};
 
 use crate::{domain::rollout::RolloutState, store::StoreError};
 
@@ -67,8 +67,8 @@ impl Reconciler {
             && step.plan.state == RolloutState::RollingBack
             && actor == plan::CONTROL_PLANE
         {
-            // A person has to look: the version is bad, or the fleet is.
-            error!(rollout = %id, generation, gateways, reason, "a roll-out is rolled back");
+            // It is dealt with; that the version is bad, or the fleet, is for people to find out.
+            warn!(rollout = %id, generation, gateways, reason, "a roll-out is rolled back");
         } else {
             info!(rollout = %id, generation, actor, gateways, reason, state, "a roll-out has a new plan");
         }

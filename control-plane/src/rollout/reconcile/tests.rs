@@ -15,7 +15,11 @@ use super::*;
 use crate::{
     domain::Digest,
     inventory::{DownloadLimits, Ticket, Unknown},
-    rollout::{TrafficCounts, spec},
+    rollout::{
+        TrafficCounts,
+        plan::{Order, Refusal},
+        spec::{self, Wish},
+    },
     store::{NewGateway, NewVersion, TransitionFilter, VersionSummary},
 };
 
