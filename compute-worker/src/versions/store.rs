@@ -180,7 +180,7 @@ impl Store {
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         let space = nix::sys::statvfs::statvfs(&self.root)
             .map_err(|error| io_error("look at", &self.root)(error.into()))?;
-        Ok(u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size())))
+        Ok(space.blocks_available().saturating_mul(space.fragment_size()))
     }
 
     /// The folder.

@@ -1,15 +1,13 @@
 //! Where a gateway's memory goes: weights, keys and values, scratch, the NPU's address spaces.
 
 use rookery_compute_worker::engine::EngineConfig;
-use rookery_kernels::{BLOCK_TOKENS, KvCache, KvLayout, KvType};
+use rookery_compute_worker::versions::memory::{ELSE_BYTES, block_bytes, scratch_bytes};
+use rookery_kernels::{BLOCK_TOKENS, KvType};
 use rookery_model::bundle::{Precision, SegmentEntry, TensorEntry};
 use rookery_model::config::ModelConfig;
 use rookery_model::names::TensorName;
 use serde::Serialize;
 
-/// What the process takes besides weights, keys and values and scratch: code, tokenizer, allocator, runtime. `rookery bench`
-/// prints it as "all else"; 58 to 75 MB for the models measured.
-const PROCESS_BYTES: u64 = 64 << 20;
 /// One address space of the NPU: 32-bit addresses.
 pub(super) const DOMAIN_BYTES: u64 = 4 << 30;
 /// Address spaces that the vendor's driver has.
@@ -109,15 +107,8 @@ impl Stored {
 
 /// Bytes of the cache that `streams` generations of `context` tokens fill.
 pub(super) fn cache_bytes(config: &ModelConfig, kind: KvType, streams: u64, context: u64) -> u64 {
-    let layout = KvLayout {
-        layers: config.layers,
-        blocks: 1,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        kind,
-    };
     let blocks = context.div_ceil(BLOCK_TOKENS as u64) * streams;
-    blocks * KvCache::bytes_per_block(&layout) as u64
+    blocks * block_bytes(config, kind) as u64
 }
 
 /// What serving `streams` generations of `context` tokens takes.
@@ -129,20 +120,13 @@ pub(super) fn needed(
     context: u64,
 ) -> Memory {
     let engine = EngineConfig::default();
-    let rows = engine.max_step_tokens * row_values(config);
-    let logits = engine.max_batch.max(streams as usize) * config.vocab;
-    let rope = context as usize * config.head_dim;
+    let logits = engine.max_batch.max(streams as usize);
     Memory {
         weights: stored.weight_bytes,
         keys_and_values: cache_bytes(config, kind, streams, context),
-        scratch: 4 * (rows + logits + rope) as u64,
-        process: PROCESS_BYTES,
+        scratch: scratch_bytes(config, engine.max_step_tokens, logits, context as usize),
+        process: ELSE_BYTES,
     }
-}
-
-/// f32 values of scratch that the forward pass keeps for each row of a step.
-fn row_values(config: &ModelConfig) -> usize {
-    2 * config.hidden + 2 * config.q_rows() + 2 * config.kv_rows() + 3 * config.ffn
 }
 
 #[cfg(test)]

@@ -220,7 +220,10 @@ impl Core {
             Outcome::NoRoom { reason } => (reason, Vec::new()),
         };
         self.tell_committed(model, Phase::Failed, &reason, verdicts.clone());
-        self.live(model).told = None;
+        let live = self.live(model);
+        live.told = None;
+        // Part of an engine may be there, or all of one that served until a moment ago.
+        live.staged = Some(digest.clone());
         let again = self.may_repair(model, digest);
         let wanted = self.assignment.versions.get(model).is_some_and(|wanted| wanted.digest == *digest);
         let generation = self.state.generation;
@@ -228,7 +231,12 @@ impl Core {
         let Some(lost) = slots.committed.take() else { return };
         // What served before it passed its gates here, too, and is opened with the same care.
         slots.committed = slots.previous.take();
-        let falls_back = slots.committed.is_some();
+        // It lay there as the one before, or was on its way back.
+        let mut told = slots.committed.is_some().then_some(Phase::Staged);
+        let falls_back_to = slots.committed.as_ref().map(|committed| committed.digest.clone());
+        if let Some(back) = slots.target.take_if(|target| falls_back_to.as_ref() == Some(&target.digest)) {
+            told = Some(back.phase);
+        }
         if wanted {
             let mut target = begin(lost.digest.clone(), lost.version, generation);
             target.phase = Phase::Failed;
@@ -244,10 +252,7 @@ impl Core {
                 );
             }
         }
-        if falls_back {
-            // It lay there as the one before.
-            self.live(model).told = Some(Phase::Staged);
-        }
+        self.live(model).told = told;
         self.dirty = true;
     }
 }

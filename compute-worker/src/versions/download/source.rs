@@ -60,7 +60,7 @@ impl BlobSource for Upstream {
         };
         Box::pin(stream::once(opened).flat_map(|opened| match opened {
             Ok(messages) => Either::Left(messages.map(|message| match message {
-                Ok(message) => Ok(message.data.into()),
+                Ok(message) => Ok(message.data),
                 Err(status) => Err(source_error(&status)),
             })),
             Err(error) => Either::Right(stream::once(ready(Err(error)))),
