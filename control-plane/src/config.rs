@@ -55,7 +55,8 @@ pub struct LinkSection {
     pub tls: TlsMode,
     /// Links and other connections of gateways at the same time; further ones wait to be accepted. Default 4096.
     pub max_links: NonZeroU32,
-    /// Connections at the same time that have not yet shown a good certificate; further ones wait. Default 256.
+    /// Connections at the same time, on each port, that have not finished their handshake; a further one takes the place
+    /// of the oldest. Default 256.
     pub max_pending: NonZeroU32,
     /// How long the certificate of a gateway lasts; gateways renew theirs after two thirds of it. One that is away for
     /// longer has to join anew. From 1s to 10 years. Default 30days.

@@ -39,7 +39,9 @@ use crate::{
     rollout::Reconciler,
     service::{Blobs, Enrolment, FleetAdmin, Inference, Metrics, Models, Rollouts},
     store::{NewJoinToken, Store, StoreError},
-    trust::{Access, AccessLayer, Authority, AuthorityError, NoRandomness, Refusals, ServerTls, TlsError},
+    trust::{
+        Access, AccessLayer, Authority, AuthorityError, NoRandomness, Pending, Refusals, ServerTls, TlsError,
+    },
 };
 use clients::ClientsPort;
 use state::State;
@@ -114,7 +116,8 @@ impl ControlPlane {
         (workers, link_address): (TcpListener, SocketAddr),
     ) -> Result<RunningControlPlane, ControlPlaneError> {
         let replica = uuid::Uuid::now_v7().simple().to_string();
-        let link_tls = if config.link.tls { Some(ServerTls::link(&state.authority, &replica)?) } else { None };
+        let link_tls =
+            if config.link.tls { Some(ServerTls::link(&state.authority, &replica)?) } else { None };
         let tls = match &config.tls {
             Some(identity) => Some(clients_tls(&state.authority, identity, address)?),
             None => None,
@@ -165,6 +168,11 @@ impl ControlPlane {
     }
 }
 
+/// Tasks for connections at the handshake: who lost the place to a newer one needs a moment to go.
+fn at_handshake(pending: usize) -> usize {
+    pending.saturating_mul(2)
+}
+
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ControlPlaneError> {
     let error = |source| ControlPlaneError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(error)?;
@@ -202,7 +210,14 @@ fn usual_names(configured: &[String], address: IpAddr) -> Vec<String> {
     // A machine without a usable name is called by its address.
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-    add(host.trim().to_owned().into_bytes().into_iter().filter(|byte| plain(*byte)).map(char::from).collect());
+    add(host
+        .trim()
+        .to_owned()
+        .into_bytes()
+        .into_iter()
+        .filter(|byte| plain(*byte))
+        .map(char::from)
+        .collect());
     names
 }
 
@@ -367,11 +382,7 @@ impl RunningControlPlane {
         );
         let mut routes = RoutesBuilder::default();
         let rollouts = Rollouts::new(self.reconciler.clone(), gate.clone()).server();
-        routes
-            .add_service(inference)
-            .add_service(models)
-            .add_service(fleet.server())
-            .add_service(rollouts);
+        routes.add_service(inference).add_service(models).add_service(fleet.server()).add_service(rollouts);
         let health = add_health(&mut routes);
         add_reflection(&mut routes)?;
         let access = match &self.tls {
@@ -445,14 +456,15 @@ impl RunningControlPlane {
             tls,
             routes,
             limits,
+            pending: Pending::new(config.link.max_pending),
             places: Arc::new(Semaphore::new(most)),
             refusals: self.refusals.clone(),
             tasks: tasks.clone(),
             gate: gate.clone(),
         };
-        let pending = config.link.max_pending;
+        let most = at_handshake(config.link.max_pending);
         let accepting =
-            accept(listener, pending, tasks, gate, move |socket, peer| port.clone().accepted(socket, peer));
+            accept(listener, most, tasks, gate, move |socket, peer| port.clone().accepted(socket, peer));
         self.tasks.spawn("client listener", OnPanic::StopNode, accepting);
     }
 
@@ -471,12 +483,13 @@ impl RunningControlPlane {
             tls: self.link_tls.clone(),
             routes,
             store: self.store.clone(),
+            pending: Pending::new(pending),
             places: Arc::new(Semaphore::new(most)),
         };
-        let accepting =
-            accept(listener, pending, self.tasks.clone(), self.gate.clone(), move |socket, peer| {
-                port.clone().accepted(socket, peer)
-            });
+        let most = at_handshake(pending);
+        let accepting = accept(listener, most, self.tasks.clone(), self.gate.clone(), move |socket, peer| {
+            port.clone().accepted(socket, peer)
+        });
         self.tasks.spawn("link listener", OnPanic::StopNode, accepting);
     }
 }

@@ -13,6 +13,7 @@
 mod access;
 mod authority;
 mod certificate;
+mod pending;
 mod refusals;
 mod server;
 mod token;
@@ -20,6 +21,7 @@ mod token;
 pub use access::{Access, AccessLayer, Guarded};
 pub use authority::{Authority, AuthorityError, Issued, Own, join_token_hash};
 pub use certificate::{CertificateError, PeerCertificate};
+pub(crate) use pending::Pending;
 pub use refusals::Refusals;
 pub(crate) use server::HandshakeError;
 pub use server::{ServerTls, TlsError};

@@ -184,7 +184,8 @@ mod tests {
         assert_eq!(place("https://plane.example"), found("https://plane.example:443", "plane.example", true));
         assert_eq!(place("https://[::1]:7070/"), found("https://[::1]:7070", "::1", true));
         assert_eq!(place("https://[::1]"), found("https://[::1]:443", "::1", true));
-        for text in ["", "host", "ftp://a:1", "http://a", "http://a:b", "http://:1", "a b:1", "http://a:1/x"] {
+        for text in ["", "host", "ftp://a:1", "http://a", "http://a:b", "http://:1", "a b:1", "http://a:1/x"]
+        {
             assert_eq!(place(text), None, "{text}");
         }
         assert!(Place::parse("localhost:1").unwrap().is_loopback());

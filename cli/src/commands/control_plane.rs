@@ -165,6 +165,8 @@ fn describe(ready: &Ready, plane: &RunningControlPlane) {
             link.port()
         ));
     } else {
-        output::note(format_args!("to add a gateway on this machine: `rookery worker BUNDLE --control-plane {link}`"));
+        output::note(format_args!(
+            "to add a gateway on this machine: `rookery worker BUNDLE --control-plane {link}`"
+        ));
     }
 }

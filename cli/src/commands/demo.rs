@@ -108,8 +108,10 @@ pub async fn run(
     let workers = usize::from(args.workers);
     let listen = listen_address(args.listen, config);
     if !listen.ip().is_loopback() {
-        return Err(Failure::usage(format!("the demo is for this machine, and {listen} is for others as well"))
-            .hint("`rookery up BUNDLE --listen ADDRESS --state FOLDER` serves with TLS and tokens"));
+        return Err(Failure::usage(format!(
+            "the demo is for this machine, and {listen} is for others as well"
+        ))
+        .hint("`rookery up BUNDLE --listen ADDRESS --state FOLDER` serves with TLS and tokens"));
     }
     let state = FleetState::open(None)?;
     let options = FleetOptions {

@@ -12,7 +12,7 @@ use tokio::{
 use tonic::service::Routes;
 use tracing::debug;
 
-use crate::trust::{Refusals, ServerTls};
+use crate::trust::{Pending, Refusals, ServerTls};
 
 /// The clients' port with TLS. Clones are the same one.
 #[derive(Clone)]
@@ -20,7 +20,9 @@ pub(super) struct ClientsPort {
     pub(super) tls: ServerTls,
     pub(super) routes: Routes,
     pub(super) limits: ConnectionLimits,
-    /// Connections that have got past the handshake.
+    /// Connections that are at the handshake.
+    pub(super) pending: Pending,
+    /// Connections that have got past it.
     pub(super) places: Arc<Semaphore>,
     pub(super) refusals: Refusals,
     pub(super) tasks: Tasks,
@@ -31,7 +33,17 @@ impl ClientsPort {
     /// Does the handshake, and hands the connection on to a task of its own.
     pub(super) async fn accepted(self, socket: TcpStream, peer: SocketAddr) {
         let limit = self.limits.handshake_timeout;
-        let stream = match self.tls.accept(socket, limit).await {
+        let pending = self.pending.enter();
+        // Either arm ends the attempt, so neither needs to be cancel safe.
+        let accepted = tokio::select! {
+            biased;
+            accepted = self.tls.accept(socket, limit) => accepted,
+            () = pending.lost() => {
+                self.refusals.note(peer, "crowded", "", "newer connections needed its place");
+                return;
+            }
+        };
+        let stream = match accepted {
             Ok(stream) => stream,
             Err(error) => {
                 self.refusals.note(peer, "handshake", "", &chain(&error));
@@ -42,6 +54,7 @@ impl ClientsPort {
             self.refusals.note(peer, "full", "", "all places for connections were taken");
             return;
         };
+        drop(pending);
         let tasks = self.tasks.clone();
         tasks.spawn("client", OnPanic::Log, async move {
             let _place = place;

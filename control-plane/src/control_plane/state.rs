@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -40,7 +40,9 @@ impl State {
     ) -> Result<Self, ControlPlaneError> {
         let (folder, temporary) = match &state.folder {
             Some(folder) => {
-                fs::create_dir_all(folder).map_err(|source| file("make", folder, source))?;
+                // What is in there is as good as every key.
+                let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+                made.map_err(|source| file("make", folder, source))?;
                 (folder.clone(), None)
             }
             None => {
@@ -139,6 +141,7 @@ mod tests {
         let first = open().await;
         let path = first.first_token.clone().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&first.folder).unwrap().permissions().mode() & 0o777, 0o700);
         let token = fs::read_to_string(&path).unwrap();
         let found = first.store.token_by_hash(&hash_of(token.trim())).await.unwrap().unwrap();
         assert_eq!((found.name.as_str(), found.role.as_str()), ("admin", "admin"));

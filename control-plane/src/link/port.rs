@@ -26,7 +26,7 @@ use super::{Links, guard::Guard};
 use crate::{
     domain::GatewayId,
     store::Store,
-    trust::{CertificateError, HandshakeError, Identity, PeerCertificate, ServerTls},
+    trust::{CertificateError, HandshakeError, Identity, PeerCertificate, Pending, ServerTls},
 };
 
 /// Calls at the same time on a connection of a gateway or a replica.
@@ -47,7 +47,9 @@ pub(crate) struct LinkPort {
     /// What is served to those who ask for HTTP/2.
     pub(crate) routes: Routes,
     pub(crate) store: Store,
-    /// Connections that have got past the handshake.
+    /// Connections that are at the handshake.
+    pub(crate) pending: Pending,
+    /// Connections that have got past it.
     pub(crate) places: Arc<Semaphore>,
 }
 
@@ -68,6 +70,8 @@ enum Refused {
     Protocol,
     #[error("all places were taken for {0:?}")]
     Full(Duration),
+    #[error("newer connections needed the place of this one, which had not shown who it is")]
+    Crowded,
 }
 
 impl Refused {
@@ -79,6 +83,7 @@ impl Refused {
             Refused::Certificate(_) | Refused::NotAccepted(_) => "certificate",
             Refused::NoGateway | Refused::Protocol => "protocol",
             Refused::Full(_) => "full",
+            Refused::Crowded => "crowded",
         }
     }
 }
@@ -87,7 +92,14 @@ impl LinkPort {
     /// Finds out who dialled, within the handshake time-out, and hands the connection on to a task of its own.
     pub(crate) async fn accepted(self, socket: TcpStream, peer: SocketAddr) {
         let mut holder = None;
-        if let Err(refused) = self.admit(socket, peer, &mut holder).await {
+        let pending = self.pending.enter();
+        // Either arm ends the attempt, so neither needs to be cancel safe.
+        let admitted = tokio::select! {
+            biased;
+            admitted = self.admit(socket, peer, &mut holder) => admitted,
+            () = pending.lost() => Err(Refused::Crowded),
+        };
+        if let Err(refused) = admitted {
             let holder = holder.as_ref().map(GatewayId::as_str).unwrap_or_default();
             self.links.refusals.note(peer, refused.kind(), holder, &chain(&refused));
         }

@@ -38,7 +38,10 @@ async fn a_join_token_lets_in_whom_it_is_for() {
     let expired = NewJoinToken { hash, ends, uses: 5, labels: Default::default() };
     world.plane().store().put_join_token(&expired, "test").await.unwrap();
     let status = enrol(&old.expose(), "gw-1", &first).await.unwrap_err();
-    assert!(reason_of(&status) == Some(Reason::Unauthenticated) && status.message().contains("expired"), "{status:?}");
+    assert!(
+        reason_of(&status) == Some(Reason::Unauthenticated) && status.message().contains("expired"),
+        "{status:?}"
+    );
 
     // Ids and requests that are none.
     for id in ["", "a b", "../gw", &"x".repeat(200)] {

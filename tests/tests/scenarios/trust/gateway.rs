@@ -37,7 +37,12 @@ struct Service {
 
 impl Dialled {
     /// Dials with these credentials and calls itself `id`.
-    pub(super) async fn link(world: &World, credentials: Credentials, id: &str, behaviour: Behaviour) -> Self {
+    pub(super) async fn link(
+        world: &World,
+        credentials: Credentials,
+        id: &str,
+        behaviour: Behaviour,
+    ) -> Self {
         let stream = world.dial(ALPN_LINK, Some(credentials)).await.unwrap();
         let mut routes = RoutesBuilder::default();
         let service = Service { id: id.to_owned(), behaviour };

@@ -44,6 +44,7 @@ async fn who_says_nothing_before_tls_loses_the_place() {
         assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
     }
     assert_eq!(world.told("handshake"), 1, "however many there were");
+    assert_eq!(world.told("crowded"), 1, "and however many had to make room");
     world.join("later").await;
     world.stop().await;
 }

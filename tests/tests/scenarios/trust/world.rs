@@ -140,8 +140,7 @@ impl World {
     /// A channel to the services of the link port.
     pub(super) fn channel(&self, credentials: Option<Credentials>) -> Channel {
         let trust = Trust::Authorities(vec![self.plane.authority().certificate().clone()]);
-        let configure =
-            move || Ok(tls::client_config(trust.clone(), credentials.clone(), ALPN_H2, None)?);
+        let configure = move || Ok(tls::client_config(trust.clone(), credentials.clone(), ALPN_H2, None)?);
         Connector::new(self.plane.link_address().to_string(), LINK_NAME, LIMIT, configure).channel()
     }
 
