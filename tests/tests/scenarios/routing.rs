@@ -60,9 +60,9 @@ async fn prompts_go_where_their_beginning_was_read_and_nobody_is_swamped() {
     let roomy = |settings: &mut WorkerSettings| settings.engine.kv_cache_bytes = 64 << 20;
     let fleet = Fleet::start_with(4, |_| {}, roomy).await.unwrap();
     let traffic = Traffic {
-        requests: 320,
+        requests: 400,
         streams: 16,
-        groups: 24,
+        groups: 16,
         shared_tokens: 256,
         own_tokens: 24,
         answer_tokens: 4,
