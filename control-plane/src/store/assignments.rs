@@ -18,7 +18,7 @@ use super::{
 
 /// Who owns a gateway now says whether the roll-out of an assignment is over.
 const COLUMNS: &str = "SELECT a.gateway AS gateway, a.model AS model, a.digest AS digest, o.rollout AS rollout, \
-    a.previous AS previous, a.rolls_back AS rolls_back, a.generation AS generation, a.since AS since, \
+    a.rollout AS assigned_by, a.previous AS previous, a.rolls_back AS rolls_back, a.generation AS generation, a.since AS since, \
     r.traceparent AS traceparent FROM assignments a \
     LEFT JOIN owners o ON o.gateway = a.gateway AND o.model = a.model AND o.rollout = a.rollout \
     LEFT JOIN rollouts r ON r.id = a.rollout";
@@ -34,6 +34,8 @@ pub struct AssignmentRecord {
     pub digest: Digest,
     /// The roll-out that says so, while it is not over.
     pub rollout: Option<RolloutId>,
+    /// The roll-out that said so, over or not: a gateway that was away is still held to what that asks of the version.
+    pub assigned_by: RolloutId,
     /// The version that was assigned before.
     pub previous: Option<Digest>,
     /// Whether it takes back a version that came after it.
@@ -267,6 +269,7 @@ fn record(row: &AnyRow) -> Result<AssignmentRecord, StoreError> {
         model: row.parsed("model")?,
         digest: row.parsed("digest")?,
         rollout: row.maybe_text("rollout")?.map(RolloutId),
+        assigned_by: RolloutId(row.text("assigned_by")?),
         previous: row.maybe_parsed("previous")?,
         rolls_back: row.number("rolls_back")? != 0,
         traceparent: row.maybe_text("traceparent")?.unwrap_or_default(),

@@ -68,6 +68,7 @@ async fn a_rollout_from_start_to_end(db: &Db) {
     assert!(matches!(store.advance(&late, 3, &[]).await, Err(StoreError::Conflict { .. })));
     // Assignments outlast their roll-out: gateways that were away find them.
     let all = store.assignments().await.unwrap();
+    assert!(all.iter().all(|record| record.assigned_by == first.id));
     assert_eq!(
         all.iter().map(summary).collect::<Vec<_>>(),
         [0, 1, 2].map(|number| (format!("gw-{number}"), 1, None, false, 1))
