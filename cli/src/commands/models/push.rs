@@ -80,7 +80,7 @@ pub(super) async fn run(args: PushArgs) -> Result<(), Failure> {
         patience: Patience::new(args.give_up_after),
     };
     let began = Instant::now();
-    let pushed = push.to_its_end().await?;
+    let pushed = push.carry_through().await?;
     push.meter.finish();
     if let Some(alias) = &args.alias {
         let version = pushed.version.clone();
@@ -137,7 +137,7 @@ struct Push {
 }
 
 impl Push {
-    async fn to_its_end(&mut self) -> Result<ModelVersion, Failure> {
+    async fn carry_through(&mut self) -> Result<ModelVersion, Failure> {
         loop {
             let status = match self.round().await {
                 Ok(version) => return Ok(version),
