@@ -89,9 +89,7 @@ pub enum ConfigError {
     #[error("cannot use the state folder")]
     Identity(#[source] crate::agent::IdentityError),
     /// The text is no join token.
-    #[error(
-        "link.join must have the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery tokens join`"
-    )]
+    #[error("link.join must have the form rk1.ID.SECRET.FINGERPRINT; make one with `rookery tokens join`")]
     JoinToken,
     /// The id has another form, or none was given and the host has no usable name.
     #[error("gateway-id {0:?} must have 1 to 128 letters, digits, '.', '_' or '-'")]
