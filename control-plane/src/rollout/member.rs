@@ -129,6 +129,11 @@ impl Member {
         self.assigned.is_none() || self.serves().is_some()
     }
 
+    /// Whether some version is about to serve.
+    pub fn recovers(&self) -> bool {
+        self.versions.iter().any(|version| self.engaged(&version.digest))
+    }
+
     /// What it goes back to if `digest` is taken back from it.
     pub fn before(&self, digest: &Digest) -> Option<Digest> {
         let assigned = self.assigned.as_ref().map(|assigned| &assigned.digest);
@@ -144,9 +149,10 @@ impl Member {
         self.versions.iter().find(|version| version.digest == *digest)
     }
 
-    /// Whether it runs or is about to run `digest`.
+    /// Whether it runs or is about to run `digest`. One that it only keeps on disk, for going back, follows no assignment.
     fn engaged(&self, digest: &Digest) -> bool {
-        self.report(digest).is_some_and(|version| match version.progress {
+        let reported = self.report(digest).filter(|version| version.generation > 0);
+        reported.is_some_and(|version| match version.progress {
             Progress::Coming | Progress::Trying | Progress::Serving => true,
             Progress::Leaving | Progress::Failed => false,
         })

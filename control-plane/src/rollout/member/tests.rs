@@ -43,6 +43,8 @@ fn where_a_gateway_stands_on_its_way_back() {
         (vec![old.clone()], Standing::There),
         (vec![old.clone(), reported(2, Failed, 5)], Standing::There),
         (vec![old.clone(), reported(2, Leaving, 5)], Standing::There),
+        // It keeps it on disk, and no assignment says so.
+        (vec![old.clone(), reported(2, Coming, 0)], Standing::There),
         // It may still switch forward: it has not heard.
         (vec![old.clone(), reported(2, Trying, 5)], Standing::Switching),
         (vec![old.clone(), reported(2, Coming, 5)], Standing::Switching),

@@ -88,7 +88,10 @@ impl<'a> Tally<'a> {
             && member.online
             && target.previous.is_some()
             && member.serves().is_none();
-        self.on_the_way += usize::from(switching);
+        // What gave way to the version is being loaded again: give it the time that it would have had for the version.
+        let in_time = situation.now.since(target.since) < situation.patience().timeout;
+        let recovering = broken && in_time && member.recovers();
+        self.on_the_way += usize::from(switching || recovering);
         self.unavailable += usize::from(switching || (broken && !target.late));
         match &standing {
             // It is a candidate again.

@@ -72,8 +72,11 @@ fn a_broken_gateway_counts_as_unavailable_and_one_that_serves_on_does_not() {
     world.member(&last).versions.retain(|version| version.progress == Progress::Failed);
     let waits = Next::Wait(Waiting::Unavailable { gateways: 2, most: 2 });
     assert_eq!(world.next(), waits, "one is broken, one on the way");
-    // Nothing is on the way any more, and what is broken stays so: no use in waiting.
+    // The one that is there is being loaded again: that is worth waiting for.
     world.fail(&given[1], "y");
+    world.report(&given[1], 1, Progress::Trying, "");
+    assert_eq!(world.next(), waits);
+    // Nothing is on the way any more, and what is broken stays so: no use in waiting.
     world.member(&given[1]).versions.retain(|version| version.progress == Progress::Failed);
     world.step();
     assert_eq!(world.plan.state, RollingBack);
