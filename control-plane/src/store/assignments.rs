@@ -18,7 +18,8 @@ use super::{
 
 /// Who owns a gateway now says whether the roll-out of an assignment is over.
 const COLUMNS: &str = "SELECT a.gateway AS gateway, a.model AS model, a.digest AS digest, o.rollout AS rollout, \
-    a.rollout AS assigned_by, a.previous AS previous, a.rolls_back AS rolls_back, a.generation AS generation, a.since AS since, \
+    a.rollout AS assigned_by, a.previous AS previous, a.rolls_back AS rolls_back, a.generation AS generation, \
+    a.since AS since, \
     r.traceparent AS traceparent FROM assignments a \
     LEFT JOIN owners o ON o.gateway = a.gateway AND o.model = a.model AND o.rollout = a.rollout \
     LEFT JOIN rollouts r ON r.id = a.rollout";
@@ -34,7 +35,7 @@ pub struct AssignmentRecord {
     pub digest: Digest,
     /// The roll-out that says so, while it is not over.
     pub rollout: Option<RolloutId>,
-    /// The roll-out that said so, over or not: a gateway that was away is still held to what that asks of the version.
+    /// The roll-out that said so, over or not: a gateway that was away is still held to what that asks.
     pub assigned_by: RolloutId,
     /// The version that was assigned before.
     pub previous: Option<Digest>,
@@ -138,7 +139,8 @@ type Generations = BTreeMap<GatewayId, i64>;
 
 async fn next_generations(tx: &mut Tx, changes: &[&AssignmentChange]) -> Result<Generations, StoreError> {
     let sql = format!(
-        "UPDATE gateways SET generation = generation + 1 WHERE removed IS NULL AND id IN ({}) RETURNING id, generation",
+        "UPDATE gateways SET generation = generation + 1 \
+         WHERE removed IS NULL AND id IN ({}) RETURNING id, generation",
         placeholders(0, changes.len())
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -181,7 +183,8 @@ async fn put(
         return Ok(());
     }
     let sql = format!(
-        "INSERT INTO assignments (gateway, model, digest, rollout, previous, rolls_back, generation, since) VALUES {} \
+        "INSERT INTO assignments (gateway, model, digest, rollout, previous, rolls_back, generation, since) \
+         VALUES {} \
          ON CONFLICT (gateway, model) DO UPDATE SET digest = excluded.digest, rollout = excluded.rollout, \
          previous = excluded.previous, rolls_back = excluded.rolls_back, generation = excluded.generation, \
          since = excluded.since",
