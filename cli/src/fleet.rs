@@ -93,7 +93,7 @@ impl Fleet {
         let folders: Vec<_> =
             (1..=options.workers).map(|number| options.state.join(format!("worker-{number}"))).collect();
         let strangers = folders.iter().filter(|folder| !Identity::new(folder, "").exists()).count();
-        let plane = Starting::spawn("control-plane", &options.control_plane(strangers), &[])?.ready().await?;
+        let plane = Starting::spawn("control-plane", &options.control_plane(strangers))?.ready().await?;
         let link = plane.ready.link.ok_or("it did not say where workers dial");
         let link = link.or_fail(|| "the control plane is not usable".to_owned())?;
         let token = plane.ready.join.as_deref().map(|token| (JOIN_VARIABLE, token));
@@ -101,7 +101,7 @@ impl Fleet {
         for (number, folder) in (1..).zip(&folders) {
             let name = format!("worker-{number}");
             let arguments = options.worker(&name, folder, link);
-            starting.push(Starting::spawn(&name, &arguments, token.as_slice())?);
+            starting.push(Starting::spawn_with(&name, &arguments, token.as_slice())?);
         }
         let mut workers = Vec::new();
         for worker in starting {

@@ -183,11 +183,23 @@ pub struct Starting {
 }
 
 impl Starting {
-    /// Starts this program again with `arguments`, and with `secrets` as variables: others can see arguments.
+    /// Starts this program again with `arguments`.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn spawn(name: &str, arguments: &[OsString], secrets: &[(&str, &str)]) -> Result<Starting, Failure> {
+    pub fn spawn(name: &str, arguments: &[OsString]) -> Result<Starting, Failure> {
+        Self::spawn_with(name, arguments, &[])
+    }
+
+    /// The same with `secrets` as variables: others can see arguments.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_with(
+        name: &str,
+        arguments: &[OsString],
+        secrets: &[(&str, &str)],
+    ) -> Result<Starting, Failure> {
         let program = std::env::current_exe().or_fail(|| "could not find this program".to_owned())?;
         let child = Command::new(program)
             .args(arguments)
