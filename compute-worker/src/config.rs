@@ -233,6 +233,34 @@ mod tests {
     #[test]
     fn errors_name_the_setting() {
         assert!(error(|c| c.bundles.clear()).contains("bundles"));
+        assert!(error(|c| c.listen = ([0, 0, 0, 0], 7071).into()).contains("loopback"));
+        let far = |c: &mut WorkerConfig| c.link.control_plane = Some("plane.example:7072".into());
+        assert!(error(far).contains("state"));
+        assert!(
+            error(|c| {
+                far(c);
+                c.link.tls = LinkTlsMode::Off;
+            })
+            .contains("link.tls")
+        );
+        assert!(
+            error(|c| {
+                far(c);
+                c.link.join = Some("rk1.x".into());
+            })
+            .contains("link.join")
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let with_state = WorkerConfig { state: Some(folder.path().into()), ..usable() };
+        let mut stranger = with_state.clone();
+        far(&mut stranger);
+        assert!(stranger.validate().is_err_and(|error| format!("{error:?}").contains("NotJoined")));
+        let mut near = with_state;
+        near.link.control_plane = Some("127.0.0.1:7072".into());
+        near.bundles.clear();
+        assert!(near.clone().validate().unwrap().link.unwrap().tls.is_none());
+        near.link.join = Some(format!("rk1.{}.{}.{}", "0".repeat(12), "s".repeat(43), "a".repeat(64)));
+        assert!(near.validate().unwrap().link.unwrap().tls.is_some());
         assert!(error(|c| c.gateway_id = Some("a b".into())).contains("gateway-id"));
         assert!(error(|c| c.gateway_id = Some(String::new())).contains("gateway-id"));
         assert!(error(|c| c.engine.isa = Some("z80".into())).contains("engine.isa"));
