@@ -125,10 +125,11 @@ impl Gateway {
             let progress = if step < 2 { Progress::Coming } else { Progress::Trying };
             versions.push(reported(version, progress, self.heard));
         }
-        if let Some((version, generation)) = self.failed.filter(|(failed, _)| Some(*failed) != self.serving) {
-            if self.way.is_none_or(|(way, _)| way != version) {
-                versions.push(reported(version, Progress::Failed, generation));
-            }
+        let failed = self.failed.filter(|(failed, _)| Some(*failed) != self.serving);
+        if let Some((version, generation)) = failed
+            && self.way.is_none_or(|(way, _)| way != version)
+        {
+            versions.push(reported(version, Progress::Failed, generation));
         }
         Member {
             id: id.clone(),

@@ -218,7 +218,6 @@ impl Scene {
         let passes: Vec<_> = self.replicas.iter().map(|replica| replica.reconciler.clone()).collect();
         let mut racing = tokio::task::JoinSet::new();
         for reconciler in passes {
-            #[expect(clippy::disallowed_methods, reason = "a test that waits for it")]
             racing.spawn(async move { reconciler.pass().await.map(drop) });
         }
         while let Some(passed) = racing.join_next().await {
