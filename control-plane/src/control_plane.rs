@@ -6,6 +6,7 @@
 //! ```
 
 mod clients;
+mod routes;
 mod state;
 
 use std::{
@@ -18,13 +19,12 @@ use std::{
 
 use rookery_proto::{
     join_token::JoinToken,
-    server::{Gate, OnPanic, ReflectionError, Tasks, accept, accept_and_serve, add_health, add_reflection},
-    v1::inference_service_server::{InferenceServiceServer, SERVICE_NAME},
-    validate::limit,
+    server::{Gate, OnPanic, ReflectionError, Tasks, accept, accept_and_serve},
+    v1::inference_service_server::SERVICE_NAME,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::Semaphore};
-use tonic::service::{Routes, RoutesBuilder};
+use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::info;
 
@@ -37,11 +37,8 @@ use crate::{
     link::{LinkPort, Links},
     peers::Peers,
     rollout::Reconciler,
-    service::{Blobs, Enrolment, FleetAdmin, Inference, Metrics, Models, Rollouts},
     store::{NewJoinToken, Store, StoreError},
-    trust::{
-        Access, AccessLayer, Authority, AuthorityError, NoRandomness, Pending, Refusals, ServerTls, TlsError,
-    },
+    trust::{Authority, AuthorityError, NoRandomness, Pending, Refusals, ServerTls, TlsError},
 };
 use clients::ClientsPort;
 use state::State;
@@ -338,75 +335,6 @@ impl RunningControlPlane {
         self.store.close().await;
         info!(clean, "the control plane has stopped");
         clean
-    }
-
-    fn peers(&self, config: &ValidControlPlaneConfig) -> Peers {
-        let address = config.replica.address.clone();
-        Peers {
-            store: self.store.clone(),
-            inventory: self.inventory.clone(),
-            fleet: self.fleet.clone(),
-            tls: self.link_tls.clone(),
-            address: address.unwrap_or_else(|| self.link_address.to_string()),
-            gate: self.gate.clone(),
-            tasks: self.tasks.clone(),
-        }
-    }
-
-    /// What clients call.
-    fn routes(
-        &self,
-        config: &ValidControlPlaneConfig,
-    ) -> Result<(Routes, HealthReporter), ControlPlaneError> {
-        let metrics = Metrics::new(&self.fleet);
-        let inference = Inference::new(
-            self.fleet.clone(),
-            self.gate.clone(),
-            self.tasks.clone(),
-            config.routing.clone(),
-            metrics,
-        );
-        let most_bytes = config.limits.max_message_bytes.get() as usize;
-        let inference = InferenceServiceServer::new(inference)
-            .max_decoding_message_size(most_bytes)
-            .max_encoding_message_size(limit::ANSWER_BYTES);
-        let (store, inventory, gate) = (&self.store, &self.inventory, &self.gate);
-        let models =
-            Models::new(store.clone(), self.artifacts.clone(), inventory.clone(), gate.clone()).server();
-        let fleet = FleetAdmin::new(
-            store.clone(),
-            inventory.clone(),
-            self.fleet.clone(),
-            gate.clone(),
-            self.authority.clone(),
-        );
-        let mut routes = RoutesBuilder::default();
-        let rollouts = Rollouts::new(self.reconciler.clone(), gate.clone()).server();
-        routes.add_service(inference).add_service(models).add_service(fleet.server()).add_service(rollouts);
-        let health = add_health(&mut routes);
-        add_reflection(&mut routes)?;
-        let access = match &self.tls {
-            Some(_) => Access::tokens(store.clone(), self.refusals.clone()),
-            None => Access::everybody(),
-        };
-        let routes = routes.routes().into_axum_router().layer(AccessLayer(access));
-        Ok((routes.into(), health))
-    }
-
-    /// What gateways and other replicas call.
-    fn link_routes(&self, config: &ValidControlPlaneConfig, peers: &Peers) -> Routes {
-        let (store, artifacts) = (self.store.clone(), self.artifacts.clone());
-        let most = config.downloads.max_at_once.get() as usize;
-        let blobs = Blobs::new(store.clone(), artifacts, most, self.tasks.clone(), self.gate.clone());
-        let life = config.link.certificate_life;
-        let enrolment = Enrolment::new(store, self.authority.clone(), self.refusals.clone(), life);
-        let mut routes = RoutesBuilder::default();
-        routes
-            .add_service(enrolment.server())
-            .add_service(blobs.server())
-            .add_service(peers.service())
-            .add_service(peers.forward());
-        routes.routes()
     }
 
     /// Sets what the health service answers: serving until the drain begins. It does not depend on gateways: a
