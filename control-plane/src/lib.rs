@@ -11,6 +11,7 @@
 //! - [`link`] accepts the sockets that workers dial and is the HTTP/2 client on them.
 //! - [`service`] is `InferenceService` for clients, with retries on another gateway before the first event.
 //! - [`store`] is what outlives the process: one database for all replicas.
+//! - [`trust`] is the certificate authority, TLS on both ports, and bearer tokens with roles.
 //! - [`config`] and [`control_plane`] put it together.
 //!
 //! # Ownership
