@@ -11,7 +11,8 @@ use tokio::runtime::Runtime;
 use crate::args::{Cli, Command, GlobalArgs};
 use crate::client::use_access;
 use crate::commands::{
-    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, prune, pull, rollouts, up, worker,
+    bench, control_plane, demo, eval, generate, inspect, models, npu, pack, plan, prune, pull, rollouts, up,
+    worker,
 };
 use crate::config::{Config, Flags};
 use crate::error::{Exit, Failure, OrFail};
@@ -112,16 +113,17 @@ fn dispatch(
         Command::Eval(args) => eval::run(&args, &config),
         Command::Generate(args) => runtime.block_on(generate::run(args)),
         Command::Models(args) => runtime.block_on(models::run(args)),
+        Command::Fleet(args) => runtime.block_on(crate::commands::fleet::run(args)),
+        Command::Tokens(args) => runtime.block_on(crate::commands::tokens::run(args)),
+        Command::Audit(args) => runtime.block_on(crate::commands::audit::run(args)),
         Command::Rollouts(args) => runtime.block_on(rollouts::run(args)),
         Command::Bench(args) => runtime.block_on(bench::run(args, config)),
         Command::Npu(args) => npu::run(&args, &config),
         Command::Plan(args) => plan::run(&args),
         Command::Worker(args) => runtime.block_on(worker::run(args.supervised, config, prometheus)),
         Command::ControlPlane(args) => {
-            let start = control_plane::Start {
-                supervised: args.supervised,
-                announce_join: args.announce_join,
-            };
+            let start =
+                control_plane::Start { supervised: args.supervised, announce_join: args.announce_join };
             runtime.block_on(control_plane::run(start, config, prometheus))
         }
     }

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::client::Access;
+use crate::commands::audit::AuditArgs;
 use crate::commands::bench::BenchArgs;
 use crate::commands::control_plane::ControlPlaneArgs;
 use crate::commands::demo::DemoArgs;
 use crate::commands::eval::EvalArgs;
+use crate::commands::fleet::FleetArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::models::ModelsArgs;
@@ -19,9 +22,9 @@ use crate::commands::plan::PlanArgs;
 use crate::commands::prune::PruneArgs;
 use crate::commands::pull::PullArgs;
 use crate::commands::rollouts::RolloutsArgs;
+use crate::commands::tokens::TokensArgs;
 use crate::commands::up::UpArgs;
 use crate::commands::worker::WorkerArgs;
-use crate::client::Access;
 use crate::config::Flags;
 use crate::telemetry::LogFormat;
 
@@ -142,6 +145,12 @@ pub enum Command {
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Models(ModelsArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Fleet(FleetArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Tokens(TokensArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
+    Audit(AuditArgs),
+    #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Rollouts(RolloutsArgs),
     #[expect(missing_docs, reason = "the arguments carry the text, which clap shows")]
     Bench(BenchArgs),
@@ -168,6 +177,9 @@ impl Command {
             Command::Eval(_) => "eval",
             Command::Generate(_) => "generate",
             Command::Models(_) => "models",
+            Command::Fleet(_) => "fleet",
+            Command::Tokens(_) => "tokens",
+            Command::Audit(_) => "audit",
             Command::Rollouts(_) => "rollouts",
             Command::Bench(_) => "bench",
             Command::Npu(_) => "npu",
@@ -193,6 +205,9 @@ impl Command {
             | Command::Inspect(_)
             | Command::Generate(_)
             | Command::Models(_)
+            | Command::Fleet(_)
+            | Command::Tokens(_)
+            | Command::Audit(_)
             | Command::Rollouts(_)
             | Command::Plan(_) => {}
         }
