@@ -42,8 +42,8 @@ pub use enrolment::Enrolment;
 pub use fleet::FleetAdmin;
 pub(crate) use metrics::Metrics;
 pub use models::Models;
-pub use rollouts::Rollouts;
 use proxy::{Proxied, Route};
+pub use rollouts::Rollouts;
 use route::{Before, Begun, Call, Routed, Router};
 
 /// The inference service of the control plane. Clones share everything.

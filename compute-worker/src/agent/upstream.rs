@@ -140,12 +140,12 @@ async fn enrol(link: &ValidLink, identity: &Identity, token: &JoinToken) -> Resu
     // By hand first, because a channel does not tell why it could not connect.
     let config = Arc::new(trusted().map_err(|error| JoinError::Unreachable(Box::new(error)))?);
     if let Err(source) = tls::connect(&link.address, LINK_NAME, config, link.connect_timeout).await {
-        return Err(match source {
-            ConnectError::Handshake { source: ref cause, .. } if is_certificate_error(cause) => {
-                JoinError::Impostor { address: link.address.clone(), source }
-            }
-            source => JoinError::Unreachable(Box::new(source)),
-        });
+        if let ConnectError::Handshake { source: cause, .. } = &source
+            && is_certificate_error(cause)
+        {
+            return Err(JoinError::Impostor { address: link.address.clone(), source });
+        }
+        return Err(JoinError::Unreachable(Box::new(source)));
     }
     let key = identity.joining_key()?;
     let message = EnrolRequest {

@@ -109,10 +109,8 @@ async fn first_token(store: &Store, path: &Path) -> Result<Option<PathBuf>, Cont
 /// Writes beside, then renames, so that nobody reads half of it.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), ControlPlaneError> {
     let new = path.with_extension("new");
-    let written = fs::remove_file(&new).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    });
+    let written = fs::remove_file(&new)
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) });
     let written = written.and_then(|()| {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
         io::Write::write_all(&mut file, text.as_bytes())?;

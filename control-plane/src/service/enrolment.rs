@@ -114,12 +114,15 @@ impl Enrolment {
             }
             Err(error) => error,
         };
-        match &refused {
+        let may_be_again = matches!(
+            refused,
             StoreError::Exists { .. }
-            | StoreError::JoinToken(JoinTokenRefusal::Replayed | JoinTokenRefusal::UsedUp) => {
-                self.again(applicant, issued, &refused).await
-            }
-            error => Err(self.refuse(applicant, error)),
+                | StoreError::JoinToken(JoinTokenRefusal::Replayed | JoinTokenRefusal::UsedUp)
+        );
+        if may_be_again {
+            self.again(applicant, issued, &refused).await
+        } else {
+            Err(self.refuse(applicant, &refused))
         }
     }
 
@@ -140,13 +143,11 @@ impl Enrolment {
         let same = !revoked && Authority::is_for_key_of(&known.serial, request);
         let ended = known.not_after <= Millis::now();
         if !same {
-            match refused {
-                StoreError::Exists { .. } if ended => {
-                    let taken = self.store.take_join_token(&join_token_hash(token), id, Millis::now()).await;
-                    taken.map_err(|error| self.refuse(applicant, &error))?;
-                }
-                error => return Err(self.refuse(applicant, error)),
+            if !(ended && matches!(refused, StoreError::Exists { .. })) {
+                return Err(self.refuse(applicant, refused));
             }
+            let taken = self.store.take_join_token(&join_token_hash(token), id, Millis::now()).await;
+            taken.map_err(|error| self.refuse(applicant, &error))?;
         }
         let renewed = self.store.renew(id, &issued.serial, issued.not_after).await;
         renewed.map_err(|error| stored::status(&error))?;
@@ -155,23 +156,21 @@ impl Enrolment {
     }
 
     fn refuse(&self, applicant: &Applicant, error: &StoreError) -> Status {
-        match error {
-            StoreError::Exists { .. } => {
-                let id = &applicant.id;
-                self.note(applicant.peer, &format!("{id} has joined already, with another key"));
-                let message = format!(
-                    "a gateway {id} has joined already; choose another id, or remove it first: \
-                     `rookery fleet remove {id}`"
-                );
-                refuse(Reason::VersionExists, message)
-            }
-            StoreError::JoinToken(why) => {
-                let token = applicant.token.id();
-                self.note(applicant.peer, &format!("{why} (gateway {}, token {token})", applicant.id));
-                refuse(Reason::Unauthenticated, why.to_string())
-            }
-            error => stored::status(error),
+        if let StoreError::Exists { .. } = error {
+            let id = &applicant.id;
+            self.note(applicant.peer, &format!("{id} has joined already, with another key"));
+            let message = format!(
+                "a gateway {id} has joined already; choose another id, or remove it first: \
+                 `rookery fleet remove {id}`"
+            );
+            return refuse(Reason::VersionExists, message);
         }
+        if let StoreError::JoinToken(why) = error {
+            let token = applicant.token.id();
+            self.note(applicant.peer, &format!("{why} (gateway {}, token {token})", applicant.id));
+            return refuse(Reason::Unauthenticated, why.to_string());
+        }
+        stored::status(error)
     }
 }
 

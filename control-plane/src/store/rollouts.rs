@@ -117,12 +117,12 @@ impl Store {
             )));
         }
         let mut tx = self.write(Lock::All).await?;
-        let row = sqlx::query("SELECT model, generation, is_over FROM rollouts WHERE id = $1")
+        let row = sqlx::query("SELECT model, generation FROM rollouts WHERE id = $1")
             .bind(&id.0)
             .fetch_optional(&mut *tx)
             .await?
             .ok_or_else(|| not_found(format!("roll-out {id}")))?;
-        if row.unsigned("generation")? != expected_parent || row.number("is_over")? != 0 {
+        if row.unsigned("generation")? != expected_parent {
             return Err(StoreError::Conflict { what: format!("plan {expected_parent} of roll-out {id}") });
         }
         let model = row.parsed("model")?;
@@ -222,15 +222,15 @@ async fn keep(
     before: &BTreeMap<GatewayId, Target>,
     changes: &[AssignmentChange],
 ) -> Result<(), StoreError> {
-    let current = sqlx::query(
-        "UPDATE rollouts SET generation = $2, is_over = $3 WHERE id = $1 AND generation = $4 AND is_over = 0",
-    )
-    .bind(&plan.rollout.0)
-    .bind(signed("generation", plan.generation)?)
-    .bind(i64::from(plan.state.is_over()))
-    .bind(signed("parent", plan.parent)?)
-    .execute(&mut **tx)
-    .await?;
+    // Plans follow the last one too: a roll-out that is over still catches up late gateways, or is taken back.
+    let current =
+        sqlx::query("UPDATE rollouts SET generation = $2, is_over = $3 WHERE id = $1 AND generation = $4")
+            .bind(&plan.rollout.0)
+            .bind(signed("generation", plan.generation)?)
+            .bind(i64::from(plan.state.is_over()))
+            .bind(signed("parent", plan.parent)?)
+            .execute(&mut **tx)
+            .await?;
     if current.rows_affected() == 0 {
         return Err(StoreError::Conflict {
             what: format!("plan {} of roll-out {}", plan.parent, plan.rollout),

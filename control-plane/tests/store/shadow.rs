@@ -148,7 +148,7 @@ impl Shadow {
             }
             Request::Advance { number, plan, changes } => {
                 let Some(current) = self.plans.get(number) else { return Outcome::NotFound };
-                if current.generation != plan.parent || current.state.is_over() {
+                if current.generation != plan.parent {
                     return Outcome::Conflict;
                 }
                 if let Some(refused) = self.take(*number, &changes.keys().copied().collect()) {

@@ -401,3 +401,49 @@ async fn a_dry_run_says_what_would_happen_and_does_nothing() {
     assert!(matches!(refused, RolloutError::NoGateways { gateways: 10, .. }), "{refused}");
     scene.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_was_away_gets_the_newest_version_and_never_an_older_one() {
+    let mut scene = Scene::new(2, 4).await;
+    scene.unlink(2).await;
+    let first = scene.create(1, &["100%"]).await;
+    scene.reach(&first, RolloutState::Done).await;
+    let second = scene.create(2, &["100%"]).await;
+    scene.reach(&second, RolloutState::Done).await;
+    assert!(!scene.rows().await.contains_key(&gateway(2)));
+    scene.link(2).await;
+    // And one that nobody knew.
+    scene.join(4).await;
+    for id in [gateway(2), gateway(4)] {
+        for _ in 0..3000 {
+            if let Some(row) = scene.rows().await.get(&id) {
+                assert_eq!(*row, digest(2), "{id} is given an older version");
+                break;
+            }
+            scene.round().await;
+        }
+        assert!(scene.rows().await.contains_key(&id), "{id} is not caught up");
+    }
+    let plan = scene.store().rollout(&second.0).await.unwrap().plan;
+    assert_eq!(plan.state, RolloutState::Done);
+    assert!(plan.targets[&gateway(2)].late && plan.targets[&gateway(4)].late);
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_can_be_rolled_back_until_a_later_one_has_its_gateways() {
+    let mut scene = Scene::new(1, 3).await;
+    let first = scene.create(1, &["100%"]).await;
+    scene.reach(&first, RolloutState::Done).await;
+    let second = scene.create(2, &["100%"]).await;
+    scene.reach(&second, RolloutState::Done).await;
+    let refused = scene.one().steer(&first.0, Order::RollBack, "ann", "").await.unwrap_err();
+    assert!(refused.to_string().contains(&second.0), "{refused}");
+    scene.one().steer(&second.0, Order::RollBack, "ann", "worse").await.unwrap();
+    scene.reach(&second, RolloutState::RolledBack).await;
+    assert!(scene.rows().await.values().all(|row| *row == digest(1)), "{:?}", scene.rows().await);
+    scene.one().steer(&first.0, Order::RollBack, "ann", "").await.unwrap();
+    scene.reach(&first, RolloutState::RolledBack).await;
+    assert!(scene.rows().await.is_empty());
+    scene.end().await;
+}
