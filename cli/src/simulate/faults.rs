@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 /// What can be wrong with a simulated gateway. One has at most one of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It loses its link now and then, for seconds.
     Offline,
     /// Its uplink has a fiftieth of the others' speed.
@@ -19,10 +19,11 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Fault; 5] = [Fault::Offline, Fault::Slow, Fault::BadProbe, Fault::Crash, Fault::Skew];
+    pub(crate) const ALL: [Fault; 5] =
+        [Fault::Offline, Fault::Slow, Fault::BadProbe, Fault::Crash, Fault::Skew];
 
     /// Its name on the command line.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Fault::Offline => "offline",
             Fault::Slow => "slow",
@@ -35,14 +36,14 @@ impl Fault {
 
 /// How many of the gateways have which fault, such as `offline=2%,crash=1%`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Faults(BTreeMap<Fault, f64>);
+pub(crate) struct Faults(BTreeMap<Fault, f64>);
 
 /// The text does not say which share has which fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} must be FAULT=SHARE% with a fault of offline, slow, bad-probe, crash, skew and a share from 0 to 100"
 )]
-pub struct InvalidFaults(String);
+pub(crate) struct InvalidFaults(String);
 
 impl FromStr for Faults {
     type Err = InvalidFaults;
@@ -76,7 +77,7 @@ impl fmt::Display for Faults {
 
 impl Faults {
     /// Whether gateway `index` of a fleet drawn from `seed` has the fault.
-    pub fn has(&self, fault: Fault, seed: u64, index: u64) -> bool {
+    pub(crate) fn has(&self, fault: Fault, seed: u64, index: u64) -> bool {
         let percent = self.0.get(&fault).copied().unwrap_or(0.0);
         Dice::new(seed, index, fault as u64).unit() * 100.0 < percent
     }
@@ -84,11 +85,11 @@ impl Faults {
 
 /// Numbers that depend on nothing but what they were made from: SplitMix64.
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     /// A sequence of its own for each gateway and purpose.
-    pub fn new(seed: u64, gateway: u64, purpose: u64) -> Self {
+    pub(crate) fn new(seed: u64, gateway: u64, purpose: u64) -> Self {
         let mut dice = Self(seed ^ gateway.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17));
         dice.0 ^= dice.next().wrapping_add(purpose.wrapping_mul(0xd1b5_4a32_d192_ed03));
         dice.next();
@@ -96,8 +97,7 @@ impl Dice {
     }
 
     /// The next number.
-    #[expect(clippy::should_implement_trait, reason = "it has no end, and no other use as an iterator")]
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut value = self.0;
         value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -106,12 +106,12 @@ impl Dice {
     }
 
     /// Evenly spread over [0, 1).
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Evenly spread between two durations.
-    pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
+    pub(crate) fn between(&mut self, least: Duration, most: Duration) -> Duration {
         least + most.saturating_sub(least).mul_f64(self.unit())
     }
 }

@@ -33,7 +33,7 @@ const ONLINE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_se
 const OFFLINE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(20));
 
 /// What all gateways of a simulation have in common.
-pub struct Common {
+pub(crate) struct Common {
     /// Where they dial, `host:port`.
     pub link: String,
     /// What they join with.
@@ -58,7 +58,10 @@ pub struct Common {
 ///
 /// # Errors
 /// If its settings cannot be used.
-pub async fn run(common: Arc<Common>, index: u64) -> Result<(), rookery_compute_worker::config::ConfigError> {
+pub(crate) async fn run(
+    common: Arc<Common>,
+    index: u64,
+) -> Result<(), rookery_compute_worker::config::ConfigError> {
     let id = format!("sim-{index:05}");
     let mut config = WorkerConfig {
         gateway_id: Some(id.clone()),

@@ -43,7 +43,7 @@ const DRAINING: Duration = Duration::from_millis(500);
 
 /// What is special about one gateway.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Profile {
+pub(crate) struct Profile {
     /// Bytes a second of its uplink.
     pub uplink: f64,
     /// Decode speed in percent of what versions promise.
@@ -64,7 +64,7 @@ pub struct Profile {
 
 impl Profile {
     /// Gateway `index` of the fleet that `seed` makes.
-    pub fn new(seed: u64, index: u64, faults: &Faults, hurry: f64, version_bytes: u64) -> Self {
+    pub(crate) fn new(seed: u64, index: u64, faults: &Faults, hurry: f64, version_bytes: u64) -> Self {
         let mut dice = Dice::new(seed, index, 100);
         let uplink = UPLINK.0 + (UPLINK.1 - UPLINK.0) * dice.unit();
         let has = |fault| faults.has(fault, seed, index);
@@ -84,7 +84,7 @@ impl Profile {
 
 /// What a gateway keeps while it is off.
 #[derive(Debug, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     saved: Mutex<Saved>,
     /// Bytes of each version that are here.
     blobs: Mutex<BTreeMap<Digest, u64>>,
@@ -93,7 +93,7 @@ pub struct Disk {
 }
 
 /// The machine of one simulated gateway.
-pub struct SimulatedMachine {
+pub(crate) struct SimulatedMachine {
     profile: Profile,
     disk: Arc<Disk>,
     dice: Mutex<Dice>,
@@ -105,18 +105,13 @@ pub struct SimulatedMachine {
 
 impl SimulatedMachine {
     /// A machine that was just switched on; `crash` is notified when its program dies.
-    pub fn new(profile: Profile, disk: Arc<Disk>, dice: Dice, crash: Arc<Notify>) -> Self {
+    pub(crate) fn new(profile: Profile, disk: Arc<Disk>, dice: Dice, crash: Arc<Notify>) -> Self {
         Self { profile, disk, dice: Mutex::new(dice), crash, loaded: Mutex::default() }
     }
 
     /// What it is like.
-    pub fn profile(&self) -> &Profile {
+    pub(crate) fn profile(&self) -> &Profile {
         &self.profile
-    }
-
-    /// Digests of the versions that requests may reach, by model.
-    pub fn serving(&self) -> Vec<(String, Digest)> {
-        lock(&self.loaded).iter().cloned().collect()
     }
 
     async fn take(&self, time: Duration) {
@@ -189,7 +184,7 @@ impl Machine for SimulatedMachine {
         Outcome::Passed { verdicts: vec![verdict(Gate::Digests, true, bytes.clone(), bytes)] }
     }
 
-    async fn stage(&self, wanted: &Arc<Wanted>, _room: Room) -> Outcome {
+    async fn stage(&self, _wanted: &Arc<Wanted>, _room: Room) -> Outcome {
         self.take(Duration::from_secs_f64(self.profile.version_bytes as f64 / LOADING)).await;
         Outcome::passed()
     }

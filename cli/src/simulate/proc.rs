@@ -7,7 +7,7 @@ const TICKS: u64 = 100;
 
 /// A process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Bytes resident now.
     pub resident_bytes: u64,
     /// Most bytes that were ever resident.
@@ -20,7 +20,7 @@ pub struct Usage {
 ///
 /// # Errors
 /// If there is no such process, or the files have another form.
-pub fn usage(process: u32) -> io::Result<Usage> {
+pub(crate) fn usage(process: u32) -> io::Result<Usage> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}"));
     let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{process} has another form"));
     parse(&read("status")?, &read("stat")?).ok_or_else(odd)
