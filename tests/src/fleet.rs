@@ -194,9 +194,8 @@ pub async fn until_linked(control_plane: &RunningControlPlane, count: usize) {
     let waiting = async {
         loop {
             let gateways = control_plane.fleet().gateways();
-            let ready = |state: &rookery_control_plane::domain::GatewayState| {
-                state.accepting && state.serves(MODEL)
-            };
+            let ready =
+                |state: &rookery_control_plane::domain::GatewayState| state.accepting && state.serves(MODEL);
             if gateways.iter().filter(|(_, _, state)| ready(state)).count() == count {
                 return;
             }

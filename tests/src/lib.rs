@@ -5,6 +5,7 @@
 //!   the links of real ones.
 //! - [`postgres`] is a real PostgreSQL.
 //! - [`prefixes`] is traffic whose prompts share their beginnings.
+//! - [`rollouts`] is a fleet of processes that versions are rolled out to.
 //! - [`processes`] runs the real binary; [`otlp`] is a collector to send spans to.
 //!
 //! Waits are bounded and for a value; nothing sleeps. [`within`] ends a scenario that hangs.
@@ -20,6 +21,7 @@ pub mod postgres;
 pub mod prefixes;
 pub mod processes;
 pub mod relay;
+pub mod rollouts;
 pub mod scripted;
 
 /// Longest time that any wait of a scenario may take. Far more than any needs, for slow machines.
