@@ -221,6 +221,8 @@ fn s3(bucket: &str) -> Result<impl ObjectStore + use<>, object_store::Error> {
     let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
     let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
     let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+    // The client takes the process's default. That there may be one already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     builder.with_allow_http(plain).build()
 }
 

@@ -323,7 +323,7 @@ impl Inventory {
     /// Notes the generations that rows want, which wakes sessions with something to send.
     fn take_in(&self, rows: &rows::Read) {
         let wanted = rows.gateways.iter().map(|row| (row.id.clone(), row.generation)).collect();
-        if self.live().set_wanted(wanted, Millis::now()) {
+        if self.live().set_wanted(wanted, rows.at, Millis::now()) {
             self.bump();
         }
     }

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import grpc
+import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_tools import protoc
 
@@ -20,7 +21,8 @@ TIMEOUT = 30
 
 def generated(out: str, include: Path, files: list[str]):
     """Generates stubs of `files` into `out`, which is importable."""
-    arguments = ["protoc", f"-I{include}", f"--python_out={out}", f"--grpc_python_out={out}", *files]
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    arguments = ["protoc", f"-I{include}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}", *files]
     assert protoc.main(arguments) == 0, "protoc failed"
 
 

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU32, Ordering},
     },
 };
@@ -24,6 +24,8 @@ pub struct Relay {
 }
 
 struct State {
+    /// Where new connections go.
+    target: Mutex<SocketAddr>,
     /// Bytes from the dialling side that still pass.
     left: AtomicI64,
     severed: AtomicU32,
@@ -40,13 +42,14 @@ impl Relay {
     pub async fn start(target: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(SocketAddr::from(ANY_PORT)).await?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State { left: AtomicI64::new(UNLIMITED), severed: AtomicU32::new(0) });
+        let target = Mutex::new(target);
+        let state = Arc::new(State { target, left: AtomicI64::new(UNLIMITED), severed: AtomicU32::new(0) });
         let shared = Arc::clone(&state);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
-                connections.spawn(pass(socket, target, Arc::clone(&shared)));
+                connections.spawn(pass(socket, Arc::clone(&shared)));
             }
         });
         Ok(Self { address, state, _task: task })
@@ -55,6 +58,11 @@ impl Relay {
     /// Where to dial.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Passes new connections on to `target` from now on, as a load balancer does whose server has gone.
+    pub fn redirect(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 
     /// Breaks the connection after so many more bytes of the side that dialled. It may dial again, and is then left alone.
@@ -73,7 +81,8 @@ impl Relay {
     }
 }
 
-async fn pass(dialled: TcpStream, target: SocketAddr, state: Arc<State>) {
+async fn pass(dialled: TcpStream, state: Arc<State>) {
+    let target = *state.target.lock().unwrap_or_else(PoisonError::into_inner);
     let Ok(to) = TcpStream::connect(target).await else { return };
     // As the real ends do; else small frames would wait for each other.
     let _ = (dialled.set_nodelay(true), to.set_nodelay(true));

@@ -2,6 +2,7 @@
 //! token, all state in a temporary folder, so that whatever was killed comes back with what it had kept.
 
 mod access;
+mod replicas;
 mod versions;
 
 use std::{
@@ -19,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::{PATIENCE, processes::Serving};
 
 pub use access::{Access, Channel, serving};
+pub use replicas::Replicas;
 pub use versions::{Version, engine_config};
 
 /// Name of the model in the control plane.
@@ -95,11 +97,7 @@ impl VersionedFleet {
     /// # Errors
     /// When it cannot be written.
     pub fn set_memory(&self, available: u64) -> anyhow::Result<()> {
-        let folder = self.system().join("proc");
-        fs::create_dir_all(&folder)?;
-        let text = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", (128_u64 << 30) >> 10, available >> 10);
-        fs::write(folder.join("meminfo.new"), text)?;
-        Ok(fs::rename(folder.join("meminfo.new"), folder.join("meminfo"))?)
+        write_memory(&self.system(), available)
     }
 
     /// Whether the control plane runs.
@@ -159,22 +157,8 @@ impl VersionedFleet {
     }
 
     async fn launch(&mut self, index: usize, join: Option<&str>) -> anyhow::Result<()> {
-        let (state, system, id) = (self.state_of(index), self.system(), name(index));
-        let (link, log) = (self.ports[1].to_string(), log_filter());
-        let arguments = ["worker", "--listen", ANY, "--gateway-id", &id, "--control-plane", &link];
-        let small = ["--threads", "1", "--kv-cache", "4MiB", "--max-batch", "4", "--backend", "cpu"];
-        let arguments = [&arguments[..], &small, &["--state", text(&state)?]].concat();
-        let mut variables = vec![
-            ("ROOKERY_WORKER__ENGINE__MAX_STEP_TOKENS", "64"),
-            ("ROOKERY_WORKER__LINK__BACKOFF_MIN", "20ms"),
-            ("ROOKERY_WORKER__LINK__BACKOFF_MAX", "200ms"),
-            ("ROOKERY_WORKER__LINK__RECONNECT_SPREAD", "0s"),
-            ("ROOKERY_WORKER__VERSIONS__DISK_HEADROOM", "1MiB"),
-            ("ROOKERY_WORKER__VERSIONS__SYSTEM_ROOT", text(&system)?),
-            ("ROOKERY_TELEMETRY__LOG_FILTER", &log),
-        ];
-        variables.extend(join.map(|token| ("ROOKERY_WORKER__LINK__JOIN", token)));
-        self.workers[index] = Some(Serving::start_with(&arguments, &variables).await?);
+        let (state, system) = (self.state_of(index), self.system());
+        self.workers[index] = Some(launch(&name(index), self.ports[1], [&state, &system], join).await?);
         Ok(())
     }
 
@@ -193,7 +177,50 @@ pub fn name(index: usize) -> String {
     format!("gw-{index}")
 }
 
-async fn start_plane(folder: &Path, [listen, link]: [&str; 2], grace: Duration) -> anyhow::Result<Serving> {
+/// Starts a gateway that dials `link`, with folders of its state and of what its system says of itself.
+async fn launch(
+    id: &str,
+    link: SocketAddr,
+    [state, system]: [&Path; 2],
+    join: Option<&str>,
+) -> anyhow::Result<Serving> {
+    let (link, log) = (link.to_string(), log_filter());
+    let arguments = ["worker", "--listen", ANY, "--gateway-id", id, "--control-plane", &link];
+    let small = ["--threads", "1", "--kv-cache", "4MiB", "--max-batch", "4", "--backend", "cpu"];
+    let arguments = [&arguments[..], &small, &["--state", text(state)?]].concat();
+    let mut variables = vec![
+        ("ROOKERY_WORKER__ENGINE__MAX_STEP_TOKENS", "64"),
+        ("ROOKERY_WORKER__LINK__BACKOFF_MIN", "20ms"),
+        ("ROOKERY_WORKER__LINK__BACKOFF_MAX", "200ms"),
+        ("ROOKERY_WORKER__LINK__RECONNECT_SPREAD", "0s"),
+        ("ROOKERY_WORKER__VERSIONS__DISK_HEADROOM", "1MiB"),
+        ("ROOKERY_WORKER__VERSIONS__SYSTEM_ROOT", text(system)?),
+        ("ROOKERY_TELEMETRY__LOG_FILTER", &log),
+    ];
+    variables.extend(join.map(|token| ("ROOKERY_WORKER__LINK__JOIN", token)));
+    Serving::start_with(&arguments, &variables).await
+}
+
+/// Says what a gateway's system has of memory.
+fn write_memory(system: &Path, available: u64) -> anyhow::Result<()> {
+    let folder = system.join("proc");
+    fs::create_dir_all(&folder)?;
+    let text = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", (128_u64 << 30) >> 10, available >> 10);
+    fs::write(folder.join("meminfo.new"), text)?;
+    Ok(fs::rename(folder.join("meminfo.new"), folder.join("meminfo"))?)
+}
+
+async fn start_plane(folder: &Path, ports: [&str; 2], grace: Duration) -> anyhow::Result<Serving> {
+    start_plane_with(folder, ports, grace, &[]).await
+}
+
+/// Starts a control plane with further flags.
+async fn start_plane_with(
+    folder: &Path,
+    [listen, link]: [&str; 2],
+    grace: Duration,
+    further: &[&str],
+) -> anyhow::Result<Serving> {
     let ports = ["control-plane", "--listen", listen, "--link-listen", link, "--link-tls", "on"];
     let grace = format!("{}ms", grace.as_millis());
     let variables = [
@@ -204,7 +231,7 @@ async fn start_plane(folder: &Path, [listen, link]: [&str; 2], grace: Duration) 
         ("ROOKERY_CONTROL_PLANE__DOWNLOADS__START_SPREAD", "0s"),
         ("ROOKERY_TELEMETRY__LOG_FILTER", &log_filter()),
     ];
-    Serving::start_with(&[&ports[..], &["--state", text(folder)?]].concat(), &variables).await
+    Serving::start_with(&[&ports[..], &["--state", text(folder)?], further].concat(), &variables).await
 }
 
 fn text(path: &Path) -> anyhow::Result<&str> {

@@ -87,18 +87,17 @@ impl Parts {
                 parts
             }
         };
-        let gates = match &record.rollout {
-            None => GateLimits::default(),
-            Some(rollout) => match cache.gates.get(rollout) {
-                Some(gates) => gates.clone(),
-                None => {
-                    let gates = store.rollout(&rollout.0).await?.spec.gates;
-                    if cache.gates.len() < MOST {
-                        cache.gates.insert(rollout.clone(), gates.clone());
-                    }
-                    gates
+        // A gateway that was away is held to what its roll-out asked even when that is over.
+        let rollout = &record.assigned_by;
+        let gates = match cache.gates.get(rollout) {
+            Some(gates) => gates.clone(),
+            None => {
+                let gates = store.spec(rollout).await?.gates;
+                if cache.gates.len() < MOST {
+                    cache.gates.insert(rollout.clone(), gates.clone());
                 }
-            },
+                gates
+            }
         };
         Ok((parts, cache.keys.clone(), gates))
     }

@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) ticket: Ticket,
     /// Of the link's row, once it is there.
     pub(super) epoch: Option<u64>,
+    /// Since when that is.
+    in_store_since: Millis,
     pub(super) report: Arc<Report>,
     /// Generation that the gateway holds.
     pub(super) holds: u64,
@@ -105,6 +107,7 @@ impl Live {
         let entry = Entry {
             ticket,
             epoch: None,
+            in_store_since: now,
             report: Arc::default(),
             holds: 0,
             saved: None,
@@ -233,7 +236,7 @@ impl Live {
             return;
         };
         if let Some(epoch) = saved.epoch {
-            entry.epoch = Some(epoch);
+            (entry.epoch, entry.in_store_since) = (Some(epoch), now);
         }
         if let Some(report) = &work.report {
             entry.saved = Some((now, Arc::clone(report)));
@@ -257,18 +260,19 @@ impl Live {
         }
     }
 
-    /// The gateways that the store knows, with the generations that it wants. True if anything is new.
-    pub(super) fn set_wanted(&mut self, wanted: BTreeMap<GatewayId, u64>, now: Millis) -> bool {
-        if self.wanted == wanted {
-            return false;
-        }
-        self.wanted = wanted;
+    /// The gateways that the store knew at `read`, with the generations that it wants. True if anything is new.
+    pub(super) fn set_wanted(&mut self, wanted: BTreeMap<GatewayId, u64>, read: Millis, now: Millis) -> bool {
         let removed = |(id, entry): (&GatewayId, &Entry)| {
-            // Without an epoch its row may be newer than what was read.
-            (entry.epoch.is_some() && !self.wanted.contains_key(id)).then(|| id.clone())
+            // Its row may be newer than what was read: gateways enrol with other replicas, too.
+            let known = entry.epoch.is_some() && entry.in_store_since < read;
+            (known && !entry.removed && !wanted.contains_key(id)).then(|| id.clone())
         };
         let removed: Vec<_> = self.here.iter().filter_map(removed).collect();
         removed.iter().for_each(|id| self.removed(id));
+        if self.wanted == wanted {
+            return !removed.is_empty();
+        }
+        self.wanted = wanted;
         let here: Vec<_> = self.here.keys().cloned().collect();
         here.iter().for_each(|id| self.wake(id, now));
         true

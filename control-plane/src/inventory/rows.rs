@@ -25,6 +25,8 @@ const OLDEST_ALONE: Duration = Duration::from_secs(5);
 /// What was read at one moment.
 #[derive(Debug)]
 pub(super) struct Read {
+    /// When it began to be read: whatever was written before is in it.
+    pub(super) at: Millis,
     /// By id.
     pub(super) gateways: Vec<GatewayRecord>,
     /// Replicas that live.
@@ -63,9 +65,10 @@ impl Rows {
             }
         }
         let at = Instant::now();
-        let since = Millis(Millis::now().0.saturating_sub(DEAD_AFTER.as_millis() as i64));
+        let now = Millis::now();
+        let since = Millis(now.0.saturating_sub(DEAD_AFTER.as_millis() as i64));
         let replicas = store.replicas(since).await?.into_iter().map(|replica| replica.id).collect();
-        let read = Arc::new(Read { gateways: store.gateways().await?, replicas });
+        let read = Arc::new(Read { at: now, gateways: store.gateways().await?, replicas });
         *last = Some(Last { read: Arc::clone(&read), at, written, forgotten });
         Ok(read)
     }

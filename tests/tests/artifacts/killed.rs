@@ -22,7 +22,7 @@ fn push(bundle: &TestBundle, version: &str, listen: SocketAddr) -> Child {
     let mut command = rookery().unwrap();
     command.args(["models", "push"]).arg(&bundle.path).args(["--name", "tiny", "--version", version]);
     command.args(["--give-up-after", "50s", "--endpoint", &format!("http://{listen}")]);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits until so many bytes are there, or the push has ended.
@@ -67,8 +67,8 @@ async fn a_push_ends_whichever_side_is_killed_and_no_accepted_push_is_lost() {
         until_present(&mut child, &bundle, &version, listen, bytes).await;
         plane.kill().await.unwrap();
         plane = start(state.path(), &listen.to_string()).await;
-        let status = within("the push ends by itself", child.wait()).await.unwrap();
-        assert!(status.success(), "{status}");
+        let output = within("the push ends by itself", child.wait_with_output()).await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_kept(&state.path().join("artifacts"), &bundle);
         bundles.push(bundle);
     }

@@ -57,6 +57,8 @@ impl S3 {
     }
 
     async fn artifacts(&self) -> Artifacts {
+        // The process's default; another test may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let store = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.address))
             .with_allow_http(true)

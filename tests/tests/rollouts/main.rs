@@ -7,3 +7,4 @@ mod away;
 mod bad;
 mod good;
 mod killed;
+mod replicas;
