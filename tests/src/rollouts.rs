@@ -38,6 +38,8 @@ pub struct VersionedFleet {
     /// Clients' port and link port: the same in every life of the control plane.
     ports: [SocketAddr; 2],
     grace: Duration,
+    /// Further flags of the control plane.
+    flags: Vec<String>,
     workers: Vec<Option<Serving>>,
     access: Access,
 }
@@ -48,19 +50,20 @@ impl VersionedFleet {
     /// # Errors
     /// When a process does not get that far.
     pub async fn start(gateways: usize) -> anyhow::Result<Self> {
-        Self::start_with(gateways, GRACE).await
+        Self::start_with(gateways, GRACE, &[]).await
     }
 
-    /// The same with another grace for gateways that have just gone.
+    /// The same with another grace for gateways that have just gone, and further flags for the control plane.
     ///
     /// # Errors
     /// As [`VersionedFleet::start`].
-    pub async fn start_with(gateways: usize, grace: Duration) -> anyhow::Result<Self> {
+    pub async fn start_with(gateways: usize, grace: Duration, flags: &[&str]) -> anyhow::Result<Self> {
         let folder = TempDir::with_prefix("rookery-tests-")?;
-        let plane = start_plane(&folder.path().join("plane"), [ANY, ANY], grace).await?;
+        let plane = start_plane(&folder.path().join("plane"), [ANY, ANY], grace, flags).await?;
+        let flags = flags.iter().map(ToString::to_string).collect();
         let ports = [plane.listen, plane.link.context("a control plane has a link port")?];
         let access = Access::of(&folder.path().join("plane"), plane.listen)?;
-        let mut fleet = Self { folder, plane: Some(plane), ports, grace, workers: Vec::new(), access };
+        let mut fleet = Self { folder, plane: Some(plane), ports, grace, flags, workers: Vec::new(), access };
         fleet.set_memory(64 << 30)?;
         let uses = u32::try_from(gateways)?;
         let request = CreateJoinTokenRequest { uses, ..CreateJoinTokenRequest::default() };
@@ -120,7 +123,8 @@ impl VersionedFleet {
     pub async fn start_plane(&mut self) -> anyhow::Result<()> {
         let [listen, link] = self.ports.map(|port| port.to_string());
         let folder = self.folder.path().join("plane");
-        self.plane = Some(start_plane(&folder, [&listen, &link], self.grace).await?);
+        let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
+        self.plane = Some(start_plane(&folder, [&listen, &link], self.grace, &flags).await?);
         Ok(())
     }
 
@@ -210,16 +214,11 @@ fn write_memory(system: &Path, available: u64) -> anyhow::Result<()> {
     Ok(fs::rename(folder.join("meminfo.new"), folder.join("meminfo"))?)
 }
 
-async fn start_plane(folder: &Path, ports: [&str; 2], grace: Duration) -> anyhow::Result<Serving> {
-    start_plane_with(folder, ports, grace, &[]).await
-}
-
-/// Starts a control plane with further flags.
-async fn start_plane_with(
+async fn start_plane(
     folder: &Path,
     [listen, link]: [&str; 2],
     grace: Duration,
-    further: &[&str],
+    flags: &[&str],
 ) -> anyhow::Result<Serving> {
     let ports = ["control-plane", "--listen", listen, "--link-listen", link, "--link-tls", "on"];
     let grace = format!("{}ms", grace.as_millis());
@@ -231,7 +230,7 @@ async fn start_plane_with(
         ("ROOKERY_CONTROL_PLANE__DOWNLOADS__START_SPREAD", "0s"),
         ("ROOKERY_TELEMETRY__LOG_FILTER", &log_filter()),
     ];
-    Serving::start_with(&[&ports[..], &["--state", text(folder)?], further].concat(), &variables).await
+    Serving::start_with(&[&ports[..], &["--state", text(folder)?], flags].concat(), &variables).await
 }
 
 fn text(path: &Path) -> anyhow::Result<&str> {

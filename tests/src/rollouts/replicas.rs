@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use anyhow::Context;
 use rookery_proto::v1::CreateJoinTokenRequest;
 
-use super::{ANY, Access, GRACE, launch, name, start_plane_with, text, write_memory};
+use super::{ANY, Access, GRACE, launch, name, start_plane, text, write_memory};
 use crate::{postgres::Postgres, processes::Serving, relay::Relay};
 
 /// Two replicas, and one gateway that is linked to the first.
@@ -28,8 +28,8 @@ impl Replicas {
         let artifacts = folder.path().join("artifacts");
         let shared = ["--database", &database, "--artifacts", text(&artifacts)?];
         let homes = [folder.path().join("a"), folder.path().join("b")];
-        let first = start_plane_with(&homes[0], [ANY, ANY], GRACE, &shared).await?;
-        let second = start_plane_with(&homes[1], [ANY, ANY], GRACE, &shared).await?;
+        let first = start_plane(&homes[0], [ANY, ANY], GRACE, &shared).await?;
+        let second = start_plane(&homes[1], [ANY, ANY], GRACE, &shared).await?;
         // Authority and token are in the database; the first that ran wrote them out.
         let accesses = [Access::of(&homes[0], first.listen)?, Access::of(&homes[0], second.listen)?];
         let balancer = Relay::start(first.link.context("a control plane has a link port")?).await?;

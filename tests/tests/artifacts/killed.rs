@@ -25,7 +25,7 @@ fn push(bundle: &TestBundle, version: &str, listen: SocketAddr) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits until so many bytes are there, or the push has ended.
+/// Waits until so many bytes are there and some of them came now, which says that the child is connected, or it has ended.
 async fn until_present(
     child: &mut Child,
     bundle: &TestBundle,
@@ -35,9 +35,10 @@ async fn until_present(
 ) {
     let mut models = models(listen);
     let there = async {
+        let before = models.begin_push(bundle.begin(version)).await.unwrap().into_inner().present_bytes;
         loop {
             let begun = models.begin_push(bundle.begin(version)).await.unwrap().into_inner();
-            if begun.present_bytes >= bytes || child.try_wait().unwrap().is_some() {
+            if begun.present_bytes >= bytes.max(before + 1) || child.try_wait().unwrap().is_some() {
                 return;
             }
         }

@@ -68,7 +68,7 @@ async fn killed_at_random_moments_everything_converges_and_nothing_is_lost() {
 }
 
 async fn one(seed: u64, versions: &Versions) {
-    let mut fleet = VersionedFleet::start_with(GATEWAYS, GRACE).await.unwrap();
+    let mut fleet = VersionedFleet::start_with(GATEWAYS, GRACE, &[]).await.unwrap();
     let access = fleet.access().clone();
     access.push(&versions.first, "1").await.unwrap();
     let id = access.roll_out("1").await.unwrap();

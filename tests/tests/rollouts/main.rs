@@ -8,3 +8,4 @@ mod bad;
 mod good;
 mod killed;
 mod replicas;
+mod traced;
