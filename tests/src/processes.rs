@@ -136,12 +136,16 @@ impl Serving {
     }
 }
 
+const ANY: &str = "127.0.0.1:0";
+
 /// A control plane and workers as processes.
 pub struct ProcessFleet {
     /// The control plane.
     pub control_plane: Serving,
     /// The workers.
     pub workers: Vec<Serving>,
+    bundle: String,
+    flags: Vec<String>,
 }
 
 impl ProcessFleet {
@@ -150,21 +154,35 @@ impl ProcessFleet {
     /// # Errors
     /// When a process does not start.
     pub async fn start(packed: &Packed, count: usize, flags: &[&str]) -> anyhow::Result<Self> {
-        const ANY: &str = "127.0.0.1:0";
         let arguments = [&["control-plane", "--listen", ANY, "--link-listen", ANY], flags].concat();
         let control_plane = Serving::start(&arguments).await?;
-        let link = control_plane.link.context("a control plane has a link port")?.to_string();
-        let bundle = packed.path().to_str().context("the bundle's path is not Unicode")?;
-        let mut workers = Vec::new();
+        let bundle = packed.path().to_str().context("the bundle's path is not Unicode")?.to_owned();
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let mut fleet = Self { control_plane, workers: Vec::new(), bundle, flags };
         for index in 0..count {
-            let id = format!("gw-{index}");
-            let own = ["worker", bundle, "--listen", ANY, "--gateway-id", &id, "--control-plane", &link];
-            let size = ["--threads", "1", "--kv-cache", "4MiB"];
-            workers.push(Serving::start(&[&own[..], &size, flags].concat()).await?);
+            let worker = fleet.worker(index).await?;
+            fleet.workers.push(worker);
         }
-        let fleet = Self { control_plane, workers };
         fleet.until_gateways(u32::try_from(count)?).await;
         Ok(fleet)
+    }
+
+    /// Kills a worker and, when it is gone, starts another one in its place.
+    ///
+    /// # Errors
+    /// When it does not run, or the other does not start.
+    pub async fn replace(&mut self, index: usize) -> anyhow::Result<()> {
+        self.workers[index].kill().await?;
+        self.workers[index] = self.worker(index).await?;
+        Ok(())
+    }
+
+    async fn worker(&self, index: usize) -> anyhow::Result<Serving> {
+        let link = self.control_plane.link.context("a control plane has a link port")?.to_string();
+        let id = format!("gw-{index}");
+        let own = ["worker", &self.bundle, "--listen", ANY, "--gateway-id", &id, "--control-plane", &link];
+        let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
+        Serving::start(&[&own[..], &["--threads", "1", "--kv-cache", "4MiB"], &flags].concat()).await
     }
 
     /// Waits until `count` gateways serve the one model.

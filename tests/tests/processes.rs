@@ -11,7 +11,7 @@ use rookery_proto::{
 };
 use rookery_tests::{
     bundles::{MODEL, tiny},
-    client::{Client, client, generate, text},
+    client::{Answer, Client, client, generate, text},
     otlp::{Collector, Received},
     processes::{ProcessFleet, Serving, rookery, simulated_node},
     within,
@@ -108,45 +108,65 @@ async fn a_dead_collector_changes_neither_tokens_nor_latency() {
     assert!(slower[3] < 1.5, "generations take {slower:?} times as long");
 }
 
+/// How many workers to kill: few as a rule, more by `ROOKERY_TEST_KILLS`.
+fn kills() -> u64 {
+    std::env::var("ROOKERY_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
+}
+
+/// A long answer that depends on everything that came before each token.
+fn drawn(seed: u64) -> v1::GenerateRequest {
+    let drawn = v1::SamplingParams {
+        max_tokens: Some(400),
+        temperature: Some(1.3),
+        seed: Some(seed),
+        frequency_penalty: Some(0.3),
+        ..v1::SamplingParams::default()
+    };
+    v1::GenerateRequest { sampling: Some(drawn), ..text("The rooks", 400) }
+}
+
 #[tokio::test]
-async fn a_killed_worker_costs_no_stream_that_it_had_begun() {
+async fn a_worker_killed_at_any_token_changes_no_stream() {
+    const STREAMS: u64 = 6;
     let packed = tiny().unwrap();
     let mut fleet = ProcessFleet::start(&packed, 2, &[]).await.unwrap();
     let address = fleet.control_plane.listen;
-    let request = || {
-        let drawn = v1::SamplingParams {
-            max_tokens: Some(200),
-            temperature: Some(1.3),
-            seed: Some(11),
-            frequency_penalty: Some(0.3),
-            ..v1::SamplingParams::default()
-        };
-        v1::GenerateRequest { sampling: Some(drawn), ..text("The rooks", 200) }
-    };
-    let expected = generate(&client(address), request()).await.unwrap();
-    let mut streams = tokio::task::JoinSet::new();
-    let (answered, mut count) = tokio::sync::watch::channel(0);
-    for _ in 0..8 {
-        let (client, answered) = (client(address), answered.clone());
-        streams.spawn(async move {
-            let mut answers = Vec::new();
-            for _ in 0..12 {
-                answers.push(generate(&client, request()).await.unwrap());
-                answered.send_modify(|count| *count += 1);
-            }
-            answers
-        });
+    let mut expected = Vec::new();
+    for seed in 0..STREAMS {
+        expected.push(generate(&client(address), drawn(seed)).await.unwrap());
     }
-    // In the middle of them.
-    within("some answers", count.wait_for(|count| *count >= 20)).await.unwrap();
-    fleet.workers[1].kill().await.unwrap();
-    let answers = within("all generations end", streams.join_all()).await;
-    assert!(answers.iter().flatten().any(|answer| answer.gateway() == "gw-1"), "it had no part in it");
-    for answer in answers.into_iter().flatten() {
-        assert_eq!((&answer.token_ids, &answer.text), (&expected.token_ids, &expected.text));
+    let mut elsewhere = 0;
+    for kill in 0..kills() {
+        let (tokens, counted) = tokio::sync::watch::channel(0);
+        let mut streams = tokio::task::JoinSet::new();
+        for seed in 0..STREAMS {
+            let tokens = tokens.clone();
+            streams.spawn(async move {
+                let mut stream = client(address).generate(drawn(seed)).await.unwrap().into_inner();
+                let mut answer = Answer::default();
+                while let Some(response) = stream.message().await.unwrap_or_else(|error| panic!("{error:?}"))
+                {
+                    answer.add(response);
+                    tokens.send_modify(|count| *count = answer.token_ids.len().max(*count));
+                }
+                (seed, answer)
+            });
+        }
+        // In the middle: 7919 is prime, so that the places differ from kill to kill.
+        let place = usize::try_from(kill * 7919 % 350).unwrap();
+        within("so many tokens", counted.clone().wait_for(|count| *count > place)).await.unwrap();
+        fleet.replace(usize::try_from(kill % 2).unwrap()).await.unwrap();
+        for (seed, answer) in within("all streams end", streams.join_all()).await {
+            let whole = &expected[usize::try_from(seed).unwrap()];
+            let same = (&answer.token_ids, &answer.text) == (&whole.token_ids, &whole.text);
+            assert!(same, "kill {kill}, seed {seed}: {} is not {}", answer.text, whole.text);
+            // Two gateways made it: each has its own clock, and the control plane tells its own time.
+            elsewhere += u32::from(answer.finished.unwrap().timings.unwrap().queue_us == 0);
+        }
+        fleet.until_gateways(2).await;
     }
-    fleet.until_gateways(1).await;
-    assert_eq!(generate(&client(address), request()).await.unwrap().gateway(), "gw-0");
+    println!("{} kills, {elsewhere} of {} streams went on elsewhere", kills(), kills() * STREAMS);
+    assert!(u64::from(elsewhere) >= kills() / 2, "only {elsewhere} streams were in the middle");
 }
 
 /// Starts a worker of the tiny model with these flags and variables.
