@@ -31,6 +31,7 @@ pub mod error;
 pub mod fetch;
 pub mod fleet;
 pub mod live;
+pub mod open_files;
 pub mod output;
 pub mod processes;
 pub mod progress;

@@ -10,8 +10,8 @@ use rookery_control_plane::control_plane::{ControlPlane, RunningControlPlane};
 use crate::commands::worker::default_state;
 use crate::config::{Config, Flags};
 use crate::error::{Failure, OrFail};
-use crate::output;
 use crate::processes::{Ready, Stop, announce, stop_requests, stopped, stopped_now};
+use crate::{open_files, output};
 
 /// Takes the links of workers and routes clients' requests to them.
 #[derive(Args, Debug)]
@@ -89,6 +89,9 @@ pub struct Start {
     pub announce_join: Option<u32>,
 }
 
+/// Open files that a link takes.
+const FILES_A_LINK: u64 = 2;
+
 /// How long the parent's join token is good.
 const ANNOUNCED: Duration = Duration::from_secs(3600);
 
@@ -103,9 +106,14 @@ pub async fn run(start: Start, config: Config, prometheus: Option<SocketAddr>) -
     if !supervised && config.state.folder.is_none() {
         config.state.folder = default_state("control-plane");
     }
+    let links = u64::from(config.link.max_links.get());
     let config = config.validate().map_err(|error| {
         Failure::config("the control plane's configuration cannot be used").caused_by(error)
     })?;
+    let files = open_files::raise();
+    if files < FILES_A_LINK * links {
+        tracing::warn!(files, links, "this process may have fewer open files than links need, two each");
+    }
     let plane =
         ControlPlane::start(config).await.or_fail(|| "the control plane could not start".to_owned())?;
     let join = match announce_join {
