@@ -252,6 +252,14 @@ impl Process {
         self.child.wait().await
     }
 
+    /// Kills the child as the kernel would, and waits until it is gone and its ports are free.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub async fn kill(mut self) -> std::io::Result<()> {
+        self.child.kill().await
+    }
+
     /// Asks the child to finish what it does and end; kills it after `grace`.
     pub async fn stop(mut self, grace: Duration) {
         // A write that fails means that it has ended already.

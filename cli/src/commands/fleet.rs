@@ -52,6 +52,13 @@ enum FleetCommand {
     Simulate(simulate::SimulateArgs),
 }
 
+impl FleetArgs {
+    /// Whether gateways are simulated in this process.
+    pub fn simulates(&self) -> bool {
+        matches!(self.command, FleetCommand::Simulate(_))
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ use rookery_proto::v1::model_service_client::ModelServiceClient;
 
 use crate::client::{self, Channel};
 use crate::error::{Failure, OrFail};
+pub(crate) use push::push_bundle;
 
 /// Largest answer: the list of many thousands of versions.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

@@ -4,10 +4,10 @@
 //! its machine, and the next one starts on the same disk.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -16,9 +16,16 @@ use rookery_compute_worker::versions::{
     Assignment, Gate, Kept, Machine, NotKept, Numbers, Outcome, Progress, Room, Saved, State, Verdict, Wanted,
 };
 use rookery_model::bundle::Digest;
-use tokio::{sync::Notify, time::sleep};
+use rookery_proto::v1;
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 
-use super::faults::{Dice, Fault, Faults};
+use super::faults::{Dice, Fault};
+
+/// The version that gateways have on their disks from the factory: no fault concerns it.
+pub(crate) const FACTORY: &str = "1";
 
 /// Least and most bytes a second of a simulated uplink.
 const UPLINK: (f64, f64) = (2.5e6, 12.5e6);
@@ -40,6 +47,9 @@ const PROBING: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 
 /// How long streams of a version go on after the switch.
 const DRAINING: Duration = Duration::from_millis(500);
+
+/// Least and most seconds by which a wrong clock is wrong.
+const SKEW: (f64, f64) = (3600.0, 86_400.0);
 
 /// What is special about one gateway.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,11 +74,12 @@ pub(crate) struct Profile {
 
 impl Profile {
     /// Gateway `index` of the fleet that `seed` makes.
-    pub(crate) fn new(seed: u64, index: u64, faults: &Faults, hurry: f64, version_bytes: u64) -> Self {
+    pub(crate) fn new(seed: u64, index: u64, faults: &[Fault]) -> Self {
         let mut dice = Dice::new(seed, index, 100);
         let uplink = UPLINK.0 + (UPLINK.1 - UPLINK.0) * dice.unit();
-        let has = |fault| faults.has(fault, seed, index);
-        let skew = ((dice.unit() * 2.0 - 1.0) * 86_400.0) as i64;
+        let has = |fault| faults.contains(&fault);
+        let skew = (SKEW.0 + (SKEW.1 - SKEW.0) * dice.unit()) as i64;
+        let skew = if dice.unit() < 0.5 { -skew } else { skew };
         Self {
             uplink: if has(Fault::Slow) { uplink / SLOW } else { uplink },
             speed_percent: 92.0 + 16.0 * dice.unit(),
@@ -76,8 +87,8 @@ impl Profile {
             bad_probe: has(Fault::BadProbe),
             crashes: has(Fault::Crash),
             skew_s: if has(Fault::Skew) { skew } else { 0 },
-            hurry,
-            version_bytes,
+            hurry: 1.0,
+            version_bytes: 0,
         }
     }
 }
@@ -99,14 +110,104 @@ pub(crate) struct SimulatedMachine {
     dice: Mutex<Dice>,
     /// The program is to die.
     crash: Arc<Notify>,
-    /// Versions that requests may reach.
-    loaded: Mutex<BTreeSet<(String, Digest)>>,
+    /// Whether there is an uplink to fetch by.
+    uplink: watch::Receiver<bool>,
+    /// Versions that requests may reach, the newest last.
+    loaded: Mutex<Vec<Loaded>>,
+}
+
+/// A version that requests may reach.
+#[derive(Clone, Debug)]
+struct Loaded {
+    model: String,
+    digest: Digest,
+    counts: Arc<Counts>,
+}
+
+/// Requests of one version.
+#[derive(Debug, Default)]
+struct Counts {
+    running: AtomicU32,
+    requests: AtomicU64,
+    ttft_us: AtomicU64,
+}
+
+/// A request that a version works on, until this is dropped.
+pub(crate) struct Running(Loaded);
+
+impl Running {
+    /// Model and version.
+    pub(crate) fn version(&self) -> (&str, &Digest) {
+        (&self.0.model, &self.0.digest)
+    }
+
+    /// Its answer has begun so long after it came.
+    pub(crate) fn began(&self, after: Duration) {
+        let us = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        self.0.counts.ttft_us.store(us, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.counts.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl SimulatedMachine {
     /// A machine that was just switched on; `crash` is notified when its program dies.
-    pub(crate) fn new(profile: Profile, disk: Arc<Disk>, dice: Dice, crash: Arc<Notify>) -> Self {
-        Self { profile, disk, dice: Mutex::new(dice), crash, loaded: Mutex::default() }
+    pub(crate) fn new(
+        profile: Profile,
+        disk: Arc<Disk>,
+        dice: Dice,
+        crash: Arc<Notify>,
+        uplink: watch::Receiver<bool>,
+    ) -> Self {
+        Self { profile, disk, dice: Mutex::new(dice), crash, uplink, loaded: Mutex::default() }
+    }
+
+    /// A request for a model, by name or digest, or for whatever there is. `None` if that is not served.
+    pub(crate) fn run(&self, wanted: &str) -> Option<Running> {
+        let loaded = lock(&self.loaded);
+        let fits = |one: &&Loaded| wanted.is_empty() || one.model == wanted || one.digest.as_str() == wanted;
+        let one = loaded.iter().rev().find(fits)?.clone();
+        one.counts.running.fetch_add(1, Ordering::Relaxed);
+        one.counts.requests.fetch_add(1, Ordering::Relaxed);
+        Some(Running(one))
+    }
+
+    /// What is served, as the control plane is told.
+    pub(crate) fn loads(&self) -> Vec<v1::ModelLoad> {
+        let load = |one: &Loaded| v1::ModelLoad {
+            model: Some(v1::Model {
+                name: one.model.clone(),
+                digest: one.digest.to_string(),
+                architecture: "simulated".to_owned(),
+                recipe: "none".to_owned(),
+                context_tokens: 4096,
+                vocabulary: 512,
+                gateways: 1,
+                ..v1::Model::default()
+            }),
+            running: one.counts.running.load(Ordering::Relaxed),
+            free_blocks: 256,
+            total_blocks: 256,
+            backend: "simulated".to_owned(),
+            ..v1::ModelLoad::default()
+        };
+        lock(&self.loaded).iter().map(load).collect()
+    }
+
+    fn let_in(&self, model: &str, digest: &Digest) {
+        let mut loaded = lock(&self.loaded);
+        // As on a real gateway, streams of the version before go on, and new requests go to this one.
+        loaded.retain(|one| one.model != model);
+        let (model, digest) = (model.to_owned(), digest.clone());
+        loaded.push(Loaded { model, digest, counts: Arc::default() });
+    }
+
+    fn shut_out(&self, digest: &Digest) {
+        lock(&self.loaded).retain(|one| one.digest != *digest);
     }
 
     /// What it is like.
@@ -123,8 +224,11 @@ impl SimulatedMachine {
     }
 
     /// Dies here, once, if this gateway is one that does. What runs is dropped from outside.
-    async fn perhaps_crash(&self) {
-        if self.profile.crashes && !self.disk.crashed.swap(true, Ordering::Relaxed) {
+    async fn perhaps_crash(&self, wanted: &Wanted) {
+        if self.profile.crashes
+            && wanted.version != FACTORY
+            && !self.disk.crashed.swap(true, Ordering::Relaxed)
+        {
             self.crash.notify_one();
             std::future::pending::<()>().await;
         }
@@ -154,6 +258,9 @@ impl Machine for SimulatedMachine {
 
     async fn download(&self, wanted: &Arc<Wanted>, progress: &Progress) -> Outcome {
         let total = self.profile.version_bytes;
+        if wanted.version == FACTORY {
+            lock(&self.disk.blobs).insert(wanted.digest.clone(), total);
+        }
         self.take(self.between(Duration::ZERO, Duration::from_millis(wanted.start_spread_ms))).await;
         let rate = match wanted.bandwidth_limit {
             0 => self.profile.uplink,
@@ -167,6 +274,8 @@ impl Machine for SimulatedMachine {
                 return Outcome::passed();
             }
             let next = piece.min(total - here);
+            // An error means that the gateway has ended, and this with it.
+            let _ = self.uplink.clone().wait_for(|up| *up).await;
             self.take(Duration::from_secs_f64(next as f64 / rate)).await;
             lock(&self.disk.blobs).insert(wanted.digest.clone(), here + next);
         }
@@ -191,9 +300,9 @@ impl Machine for SimulatedMachine {
 
     async fn probe(&self, wanted: &Arc<Wanted>) -> Outcome {
         self.take(self.between(PROBING.0, PROBING.1)).await;
-        self.perhaps_crash().await;
+        self.perhaps_crash(wanted).await;
         let expected = "tokens 11 12 13".to_owned();
-        if self.profile.bad_probe && !wanted.rolls_back {
+        if self.profile.bad_probe && wanted.version != FACTORY {
             let verdicts = vec![verdict(Gate::Probes, false, expected, "tokens 11 12 14".to_owned())];
             return Outcome::Failed { reason: "probe 1 gives other tokens".to_owned(), verdicts };
         }
@@ -215,23 +324,23 @@ impl Machine for SimulatedMachine {
 
     async fn activate(&self, model: &str, digest: &Digest) -> Outcome {
         self.take(Duration::from_millis(20)).await;
-        lock(&self.loaded).insert((model.to_owned(), digest.clone()));
+        self.let_in(model, digest);
         Outcome::passed()
     }
 
     async fn restore(&self, model: &str, digest: &Digest) -> Outcome {
         self.take(Duration::from_millis(300)).await;
-        lock(&self.loaded).insert((model.to_owned(), digest.clone()));
+        self.let_in(model, digest);
         Outcome::passed()
     }
 
-    async fn drain(&self, model: &str, digest: &Digest) {
+    async fn drain(&self, _model: &str, digest: &Digest) {
+        self.shut_out(digest);
         self.take(DRAINING).await;
-        lock(&self.loaded).remove(&(model.to_owned(), digest.clone()));
     }
 
-    async fn discard(&self, model: &str, digest: &Digest) {
-        lock(&self.loaded).remove(&(model.to_owned(), digest.clone()));
+    async fn discard(&self, _model: &str, digest: &Digest) {
+        self.shut_out(digest);
     }
 
     async fn prune(&self, kept: &Kept) {
@@ -239,8 +348,14 @@ impl Machine for SimulatedMachine {
         lock(&self.disk.blobs).retain(|digest, _| keep(digest));
     }
 
-    fn numbers(&self, _digest: &Digest) -> Numbers {
-        Numbers::default()
+    fn numbers(&self, digest: &Digest) -> Numbers {
+        let loaded = lock(&self.loaded);
+        let found = loaded.iter().find(|one| one.digest == *digest);
+        found.map_or_else(Numbers::default, |one| Numbers {
+            requests: one.counts.requests.load(Ordering::Relaxed),
+            failures: 0,
+            ttft_us: one.counts.ttft_us.load(Ordering::Relaxed),
+        })
     }
 }
 
@@ -259,12 +374,13 @@ mod tests {
 
     #[test]
     fn the_same_seed_makes_the_same_gateway() {
-        let faults: Faults = "slow=50%,skew=50%,crash=50%".parse().unwrap_or_default();
-        let fleet =
-            |seed| (0..64).map(|index| Profile::new(seed, index, &faults, 1.0, 1)).collect::<Vec<_>>();
-        assert_eq!(fleet(1), fleet(1));
-        assert_ne!(fleet(1), fleet(2));
-        assert!(fleet(1).iter().any(|profile| profile.uplink < UPLINK.0));
-        assert!(fleet(1).iter().any(|profile| profile.skew_s != 0));
+        let faults = [Fault::Slow, Fault::Skew];
+        let fleet = |seed, faults: &[Fault]| {
+            (0..64).map(|index| Profile::new(seed, index, faults)).collect::<Vec<_>>()
+        };
+        assert_eq!(fleet(1, &faults), fleet(1, &faults));
+        assert_ne!(fleet(1, &faults), fleet(2, &faults));
+        assert!(fleet(1, &faults).iter().all(|it| it.uplink < UPLINK.0 && it.skew_s.abs() >= 3600));
+        assert!(fleet(1, &[]).iter().all(|it| it.uplink >= UPLINK.0 && it.skew_s == 0));
     }
 }

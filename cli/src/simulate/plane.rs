@@ -1,179 +1,186 @@
-//! The control plane of a simulation: this program again, as a child.
+//! The control plane of a simulation: this program again, as a child, or one that runs already.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rookery_proto::v1::fleet_service_client::FleetServiceClient;
+use rookery_proto::v1::model_service_client::ModelServiceClient;
 use rookery_proto::v1::rollout_service_client::RolloutServiceClient;
 use rookery_proto::v1::{
-    CreateJoinTokenRequest, CreateRolloutRequest, GetRolloutRequest, RolloutSpec, RolloutState,
+    CreateJoinTokenRequest, DeleteVersionRequest, Gateway, ListGatewaysRequest, RemoveGatewayRequest,
 };
-use tokio::process::Command;
-use tokio::time::timeout;
 
 use super::proc::{Usage, usage};
-use super::report::Wave;
-use crate::client::{self, explain};
+use crate::client::{self, Channel, explain};
+use crate::commands::models::push_bundle;
 use crate::error::{Failure, OrFail};
-use crate::output;
 use crate::processes::{Process, Starting};
 
-/// How long the ports of a killed control plane are waited for.
-const PORTS: Duration = Duration::from_secs(10);
+/// Largest answer: the list of some thousand gateways.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// How long gateways may join.
+const JOIN: Duration = Duration::from_secs(24 * 3600);
+
+/// The label that the gateways of a simulation have.
+const LABEL: &str = "simulated";
 
 /// A running control plane.
 pub(super) struct Plane {
-    process: Process,
+    /// `None`: it is somebody else's.
+    process: Option<Process>,
     /// Where clients call.
-    address: SocketAddr,
-    /// Where gateways dial.
-    pub(super) link: SocketAddr,
+    endpoint: String,
+    /// Where gateways dial, `host:port`.
+    pub(super) link: String,
+    /// What the simulation's gateways are called, and its label's value.
+    pub(super) name: String,
 }
 
 impl Plane {
-    /// Starts one with its state in `folder`; at these two addresses, or at any.
-    pub(super) async fn start(folder: &Path, at: Option<(SocketAddr, SocketAddr)>) -> Result<Self, Failure> {
-        let config = folder.join("control-plane.toml");
-        let state = folder.join("state");
-        let text = toml::Table::from_iter([(
-            "control-plane".to_owned(),
-            toml::Value::Table(toml::Table::from_iter([
-                ("state".to_owned(), table("folder", &state.display().to_string())),
-                ("link".to_owned(), table("tls", "on")),
-                ("tls".to_owned(), table("mode", "off")),
-            ])),
-        )]);
-        std::fs::write(&config, text.to_string())
-            .or_fail(|| format!("could not write {}", config.display()))?;
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (listen, link) = at.unwrap_or((any, any));
-        let arguments: Vec<OsString> = vec![
-            "control-plane".into(),
-            "--config".into(),
-            config.into(),
-            "--log-filter".into(),
-            "error".into(),
-            "--listen".into(),
-            listen.to_string().into(),
-            "--link-listen".into(),
-            link.to_string().into(),
-        ];
-        let began = Instant::now();
-        loop {
-            match Starting::spawn("control-plane", &arguments)?.ready().await {
-                Ok(process) => {
-                    let address = process.ready.listen;
-                    let link = process.ready.link.ok_or("it did not say where gateways dial");
-                    let link = link.or_fail(|| "the control plane is not usable".to_owned())?;
-                    return Ok(Self { process, address, link });
-                }
-                // A killed one may not have given its ports back yet.
-                Err(_) if at.is_some() && began.elapsed() < PORTS => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+    /// Starts one with its state in `folder`.
+    pub(super) async fn start(folder: &Path) -> Result<Self, Failure> {
+        // Both are to be there again after the restart, so neither may be one that the kernel gives to a gateway's socket.
+        let at = fixed_ports()?;
+        let process = spawn(folder, at).await?;
+        let endpoint = process.ready.url();
+        Ok(Self { process: Some(process), endpoint, link: at.1.to_string(), name: "sim".to_owned() })
     }
 
-    /// Kills it and starts it again at the same addresses on the same state.
-    pub(super) async fn restart(self, folder: &Path) -> Result<Self, Failure> {
-        let at = (self.address, self.link);
-        // Dropping a process kills it.
-        drop(self.process);
-        Self::start(folder, Some(at)).await
+    /// One that runs already, and knows other gateways, too.
+    pub(super) fn existing(endpoint: &str, link: &str) -> Self {
+        let run = std::process::id();
+        let (endpoint, link) = (endpoint.to_owned(), link.to_owned());
+        Self { process: None, endpoint, link, name: format!("sim-{run:x}") }
     }
 
-    fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+    /// Kills it and starts it again at the same addresses on the same state, after `when_dead`. Gives when it was killed
+    /// and how long it was not there; `None` if it is somebody else's.
+    pub(super) async fn restart(
+        &mut self,
+        folder: &Path,
+        when_dead: impl Future<Output = ()>,
+    ) -> Result<Option<(Instant, Duration)>, Failure> {
+        let Some(process) = self.process.take() else { return Ok(None) };
+        let link = self.link.parse().or_fail(|| format!("{} is no address", self.link))?;
+        let at = (process.ready.listen, link);
+        let killed = Instant::now();
+        process.kill().await.or_fail(|| "could not kill the control plane".to_owned())?;
+        when_dead.await;
+        self.process = Some(spawn(folder, at).await?);
+        Ok(Some((killed, killed.elapsed())))
     }
 
-    /// What it costs.
-    pub(super) fn usage(&self) -> Result<Usage, Failure> {
-        let process = self.process.id().ok_or("it has ended");
+    /// What it costs; `None` if it is somebody else's.
+    pub(super) fn usage(&self) -> Result<Option<Usage>, Failure> {
+        let Some(process) = &self.process else { return Ok(None) };
+        let process = process.id().ok_or("it has ended");
         let process = process.or_fail(|| "the control plane cannot be measured".to_owned())?;
-        usage(process).or_fail(|| "the control plane cannot be measured".to_owned())
+        usage(process).map(Some).or_fail(|| "the control plane cannot be measured".to_owned())
+    }
+
+    /// Matches the simulation's gateways.
+    pub(super) fn selector(&self) -> String {
+        format!("{LABEL}={}", self.name)
     }
 
     /// A token that so many gateways may join with.
     pub(super) async fn join_token(&self, uses: u32) -> Result<String, Failure> {
-        let mut client = FleetServiceClient::new(client::channel(&self.endpoint()).await?);
-        let request = CreateJoinTokenRequest { valid_s: 24 * 3600, uses, ..Default::default() };
-        let answer = client.create_join_token(request).await.map_err(|status| explain(&status))?;
-        Ok(answer.into_inner().token)
+        let labels = [(LABEL.to_owned(), self.name.clone())].into();
+        let request = CreateJoinTokenRequest { valid_s: JOIN.as_secs(), uses, labels };
+        let answer = self.fleet().await?.create_join_token(request).await;
+        Ok(answer.map_err(|status| explain(&status))?.into_inner().token)
     }
 
-    /// Pushes a bundle as `simulated@1`.
-    pub(super) async fn push(&self, bundle: &Path) -> Result<(), Failure> {
-        let program = std::env::current_exe().or_fail(|| "could not find this program".to_owned())?;
-        let status = Command::new(program)
-            .args(["models", "push"])
-            .arg(bundle)
-            .args(["--name", "simulated", "--version", "1", "--endpoint", &self.endpoint()])
-            .stdout(std::process::Stdio::null())
-            .status()
-            .await
-            .or_fail(|| "could not push the bundle".to_owned())?;
-        if status.success() { Ok(()) } else { Err(Failure::new("the bundle was not pushed")) }
+    /// The simulation's gateways, as the control plane knows them.
+    pub(super) async fn gateways(&self) -> Result<Vec<Gateway>, Failure> {
+        let request = ListGatewaysRequest { selector: self.selector() };
+        let answer = self.fleet().await?.list_gateways(request).await;
+        Ok(answer.map_err(|status| explain(&status))?.into_inner().gateways)
     }
 
-    /// Rolls `simulated@1` out to all gateways in three waves and gives when each was over.
-    pub(super) async fn roll_out(&self, limit: Duration) -> Result<Vec<Wave>, Failure> {
-        let mut client = RolloutServiceClient::new(client::channel(&self.endpoint()).await?)
-            .max_decoding_message_size(64 << 20);
-        let spec = RolloutSpec {
-            model: "simulated".to_owned(),
-            version: "1".to_owned(),
-            waves: ["1%", "20%", "100%"].map(str::to_owned).to_vec(),
-            soak_s: 2,
-            max_failed_percent: 20.0,
-            max_unavailable_percent: 100.0,
-            ..RolloutSpec::default()
-        };
-        let request = CreateRolloutRequest { spec: Some(spec), dry_run: false };
-        let created = client.create_rollout(request).await.map_err(|status| explain(&status))?.into_inner();
-        let began = Instant::now();
-        let request = GetRolloutRequest { id: created.id };
-        let mut changes =
-            client.watch_rollout(request).await.map_err(|status| explain(&status))?.into_inner();
-        let mut waves: Vec<Wave> = Vec::new();
-        let follow = async {
-            while let Some(rollout) = changes.message().await.map_err(|status| explain(&status))? {
-                let counts = rollout.counts.unwrap_or_default();
-                while waves.len() <= rollout.wave as usize {
-                    waves.push(Wave {
-                        began: began.elapsed(),
-                        ended: began.elapsed(),
-                        serving: 0,
-                        failed: 0,
-                    });
-                }
-                if let Some(wave) = waves.last_mut() {
-                    (wave.ended, wave.serving, wave.failed) =
-                        (began.elapsed(), counts.serving, counts.failed);
-                }
-                match rollout.state() {
-                    RolloutState::Done => return Ok(()),
-                    RolloutState::RolledBack | RolloutState::Aborted | RolloutState::RollingBack => {
-                        return Err(Failure::new(format!("the roll-out was taken back: {}", rollout.reason)));
-                    }
-                    RolloutState::Unspecified
-                    | RolloutState::Running
-                    | RolloutState::Soaking
-                    | RolloutState::AwaitingApproval
-                    | RolloutState::AwaitingWindow
-                    | RolloutState::Paused => {}
-                }
-            }
-            Err(Failure::new("the control plane stopped telling of the roll-out"))
-        };
-        let result = timeout(limit, follow).await;
-        result.unwrap_or_else(|_| Err(Failure::new(format!("the roll-out is not over after {limit:?}"))))?;
-        output::note(format_args!("the roll-out is over after {:.1?}", began.elapsed()));
-        Ok(waves)
+    /// Pushes a bundle. Gives its digest.
+    pub(super) async fn push(&self, bundle: &Path, model: &str, version: &str) -> Result<String, Failure> {
+        Ok(push_bundle(self.models().await?, bundle, model, version).await?.digest)
     }
+
+    /// Takes gateways and versions back from a control plane that stays.
+    pub(super) async fn tidy(&self, model: &str, versions: &[&str]) -> Result<(), Failure> {
+        if self.process.is_some() {
+            return Ok(());
+        }
+        let mut fleet = self.fleet().await?;
+        for gateway in self.gateways().await? {
+            let request = RemoveGatewayRequest { gateway: gateway.id };
+            fleet.remove_gateway(request).await.map_err(|status| explain(&status))?;
+        }
+        let mut models = self.models().await?;
+        for version in versions {
+            let request = DeleteVersionRequest { model: model.to_owned(), version: (*version).to_owned() };
+            models.delete_version(request).await.map_err(|status| explain(&status))?;
+        }
+        Ok(())
+    }
+
+    /// Calls its `RolloutService`.
+    pub(super) async fn rollouts(&self) -> Result<RolloutServiceClient<Channel>, Failure> {
+        let channel = client::channel(&self.endpoint).await?;
+        Ok(RolloutServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    async fn fleet(&self) -> Result<FleetServiceClient<Channel>, Failure> {
+        let channel = client::channel(&self.endpoint).await?;
+        Ok(FleetServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    async fn models(&self) -> Result<ModelServiceClient<Channel>, Failure> {
+        Ok(ModelServiceClient::new(client::channel(&self.endpoint).await?))
+    }
+}
+
+async fn spawn(folder: &Path, (listen, link): (SocketAddr, SocketAddr)) -> Result<Process, Failure> {
+    let config = folder.join("control-plane.toml");
+    let state = folder.join("state");
+    let text = toml::Table::from_iter([(
+        "control-plane".to_owned(),
+        toml::Value::Table(toml::Table::from_iter([
+            ("state".to_owned(), table("folder", &state.display().to_string())),
+            ("link".to_owned(), table("tls", "on")),
+            ("tls".to_owned(), table("mode", "off")),
+        ])),
+    )]);
+    std::fs::write(&config, text.to_string()).or_fail(|| format!("could not write {}", config.display()))?;
+    let arguments: Vec<OsString> = vec![
+        "control-plane".into(),
+        "--config".into(),
+        config.into(),
+        "--log-filter".into(),
+        "error".into(),
+        "--listen".into(),
+        listen.to_string().into(),
+        "--link-listen".into(),
+        link.to_string().into(),
+    ];
+    Starting::spawn("control-plane", &arguments)?.ready().await
+}
+
+/// Two free ports of this machine below those that the kernel picks for sockets that dial.
+fn fixed_ports() -> Result<(SocketAddr, SocketAddr), Failure> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first: u16 = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768);
+    // Not the same ones each time, so that simulations beside each other do not meet.
+    let start = std::process::id() as u16 % 4096;
+    let below = (1..=8192u16).filter_map(|step| first.checked_sub(step.wrapping_add(start)));
+    let addresses =
+        below.filter(|port| *port > 1024).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let mut free = addresses.filter(|address| TcpListener::bind(address).is_ok());
+    // Until they are used in a moment, another may take them: then the control plane says so.
+    free.next()
+        .zip(free.next())
+        .ok_or("all are taken")
+        .or_fail(|| format!("there are no two ports below {first} for the control plane"))
 }
 
 fn table(key: &str, value: &str) -> toml::Value {

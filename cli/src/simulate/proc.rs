@@ -16,6 +16,13 @@ pub(crate) struct Usage {
     pub cpu: Duration,
 }
 
+impl Usage {
+    /// Processors used since `before`, on average over `time`.
+    pub(crate) fn share_since(&self, before: &Self, time: Duration) -> f64 {
+        self.cpu.saturating_sub(before.cpu).as_secs_f64() / time.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
 /// Reads `/proc/PID/status` and `/proc/PID/stat`.
 ///
 /// # Errors

@@ -2,96 +2,179 @@
 
 use std::time::Duration;
 
+use rookery_proto::v1::RolloutState;
 use serde_json::{Value, json};
 
-use super::Linked;
+use super::outcome::Row;
+use super::rollout::{Rollout, Wave};
 use crate::output::{self, Table};
 
-/// A wave of the roll-out.
-pub(super) struct Wave {
-    /// Since the roll-out began.
-    pub(super) began: Duration,
-    /// Likewise.
-    pub(super) ended: Duration,
-    /// Gateways that served the version at its end.
-    pub(super) serving: u32,
-    /// Gateways that did not make it.
-    pub(super) failed: u32,
-}
-
-/// The roll-out.
-pub(super) struct Rollout {
-    pub(super) waves: Vec<Wave>,
-    pub(super) took: Duration,
-    /// Processors that the control plane used.
+/// The control plane with nothing but heartbeats.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Idle {
+    /// How long it was looked at.
+    pub(super) over: Duration,
+    /// Processors that it used.
     pub(super) cpu: f64,
+    /// Bytes resident at the end.
+    pub(super) resident_bytes: u64,
 }
 
-/// Everything.
+/// After the control plane was killed and started again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Back {
+    /// From the kill until it served again.
+    pub(super) down: Duration,
+    /// From the kill until all links were there.
+    pub(super) took: Duration,
+    /// Links that came about in one second.
+    pub(super) most_a_second: usize,
+    /// Bytes resident then.
+    pub(super) resident_bytes: u64,
+}
+
+/// Everything. What only the control plane's own process tells is missing if that is somebody else's.
 pub(super) struct Report {
     pub(super) gateways: usize,
     pub(super) seed: u64,
     pub(super) faults: String,
-    pub(super) joined: Linked,
-    /// Processors that the control plane used with heartbeats only.
-    pub(super) idle_cpu: f64,
-    /// Of the control plane, with heartbeats only.
-    pub(super) resident_bytes: u64,
-    pub(super) peak_bytes: u64,
+    pub(super) hurry: f64,
+    /// Until all gateways were linked, but for those with a fault that keeps them away.
+    pub(super) joined: Duration,
+    pub(super) idle: Option<Idle>,
+    pub(super) peak_bytes: Option<u64>,
     pub(super) rollout: Option<Rollout>,
-    pub(super) back: Linked,
+    /// Links that faults have cut so far.
+    pub(super) links_lost: u64,
+    /// Programs that have died so far.
+    pub(super) crashes: u64,
+    pub(super) back: Option<Back>,
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// A roll-out's state in a word.
+pub(super) fn word(state: RolloutState) -> &'static str {
+    match state {
+        RolloutState::Unspecified => "unknown",
+        RolloutState::Running => "running",
+        RolloutState::Soaking => "soaking",
+        RolloutState::AwaitingApproval => "awaiting approval",
+        RolloutState::AwaitingWindow => "awaiting a window",
+        RolloutState::Paused => "paused",
+        RolloutState::RollingBack => "rolling back",
+        RolloutState::Done => "done",
+        RolloutState::RolledBack => "rolled back",
+        RolloutState::Aborted => "aborted",
+    }
 }
 
 impl Report {
     pub(super) fn table(&self) -> String {
         let per = |amount: f64| amount / self.gateways as f64;
-        let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
-        let mut table = Table::new(&["WHAT", ">VALUE", ">PER GATEWAY"]);
-        let mut row = |what: &str, value: String, each: String| table.row([what.to_owned(), value, each]);
-        row("gateways", self.gateways.to_string(), String::new());
-        row("joined within", seconds(self.joined.took), String::new());
-        let memory = output::bytes(self.resident_bytes);
-        row("memory, idle", memory, output::bytes(per(self.resident_bytes as f64) as u64));
-        row(
-            "memory, most",
-            output::bytes(self.peak_bytes),
-            output::bytes(per(self.peak_bytes as f64) as u64),
-        );
-        let percent = |cpu: f64| format!("{:.1} %", cpu * 100.0);
-        let microseconds = |cpu: f64| format!("{:.0} µs/s", per(cpu) * 1e6);
-        row("processor, idle", percent(self.idle_cpu), microseconds(self.idle_cpu));
+        let bytes = |count: u64| (output::bytes(count), output::bytes(per(count as f64) as u64));
+        let cpu =
+            |cpu: f64| (format!("{:.1} % of a core", cpu * 100.0), format!("{:.0} µs/s", per(cpu) * 1e6));
+        let plain = |value: String| (value, String::new());
+        let mut table = Table::new(&["SIMULATED", ">VALUE", ">PER GATEWAY"]);
+        let mut row = |what: &str, (value, each): (String, String)| table.row([what.to_owned(), value, each]);
+        row("gateways", plain(self.gateways.to_string()));
+        row("joined within", plain(seconds(self.joined)));
+        if let Some(idle) = self.idle {
+            row("control plane, idle: processor", cpu(idle.cpu));
+            row("control plane, idle: memory", bytes(idle.resident_bytes));
+        }
+        if let Some(peak) = self.peak_bytes {
+            row("control plane, most memory", bytes(peak));
+        }
         if let Some(rollout) = &self.rollout {
             for (number, wave) in rollout.waves.iter().enumerate() {
-                let took = seconds(wave.ended.saturating_sub(wave.began));
-                let count = format!("{} serve, {} failed", wave.serving, wave.failed);
-                row(&format!("wave {}", number + 1), took, count);
+                let counts = format!("{} serve, {} failed", wave.serving, wave.failed);
+                let took = wave.ended.saturating_sub(wave.began);
+                row(&format!("wave {}: {counts}", number + 1), plain(seconds(took)));
             }
-            row("roll-out", seconds(rollout.took), String::new());
-            row("processor, roll-out", percent(rollout.cpu), microseconds(rollout.cpu));
+            row(&format!("roll-out: {}", word(rollout.state)), plain(seconds(rollout.took)));
+            let settled = rollout.settled.map_or_else(|| "not all".to_owned(), seconds);
+            row("all are where they belong", plain(settled));
+            if let Some(used) = rollout.cpu {
+                row("control plane, roll-out: processor", cpu(used));
+            }
         }
-        row("back after a kill", seconds(self.back.took), String::new());
-        row("links in one second, most", self.back.most_a_second.to_string(), String::new());
-        table.render()
+        row("links cut by faults", plain(self.links_lost.to_string()));
+        row("crashes", plain(self.crashes.to_string()));
+        if let Some(back) = self.back {
+            row("control plane killed: serves again", plain(seconds(back.down)));
+            row("control plane killed: all links back", plain(seconds(back.took)));
+            row("links in one second, most", plain(back.most_a_second.to_string()));
+            row("control plane, links back: memory", bytes(back.resident_bytes));
+        }
+        let mut text = table.render();
+        if let Some(rollout) = &self.rollout {
+            text.push_str(&format!("\n{}: {}\n\n", word(rollout.state), rollout.reason));
+            text.push_str(&outcome(rollout));
+        }
+        text
     }
 
     pub(super) fn json(&self) -> Value {
-        let wave = |wave: &Wave| {
+        let idle = self.idle.map(|idle| {
+            json!({ "seconds": idle.over.as_secs_f64(), "cpu": idle.cpu, "resident_bytes": idle.resident_bytes })
+        });
+        let back = self.back.map(|back| {
             json!({
-                "began_s": wave.began.as_secs_f64(), "ended_s": wave.ended.as_secs_f64(),
-                "serving": wave.serving, "failed": wave.failed,
-            })
-        };
-        let rollout = self.rollout.as_ref().map(|rollout| {
-            json!({
-                "took_s": rollout.took.as_secs_f64(), "cpu": rollout.cpu,
-                "waves": rollout.waves.iter().map(wave).collect::<Vec<_>>(),
+                "down_s": back.down.as_secs_f64(), "back_s": back.took.as_secs_f64(),
+                "most_links_a_second": back.most_a_second, "resident_bytes": back.resident_bytes,
             })
         });
         json!({
-            "gateways": self.gateways, "seed": self.seed, "faults": self.faults,
-            "joined_s": self.joined.took.as_secs_f64(), "idle_cpu": self.idle_cpu,
-            "resident_bytes": self.resident_bytes, "peak_bytes": self.peak_bytes, "rollout": rollout,
-            "back_s": self.back.took.as_secs_f64(), "most_links_a_second": self.back.most_a_second,
+            "simulated": true, "gateways": self.gateways, "seed": self.seed, "faults": self.faults,
+            "hurry": self.hurry, "joined_s": self.joined.as_secs_f64(), "idle": idle,
+            "peak_bytes": self.peak_bytes, "rollout": self.rollout.as_ref().map(rollout_json),
+            "links_lost": self.links_lost, "crashes": self.crashes, "restart": back,
         })
     }
+}
+
+fn rollout_json(rollout: &Rollout) -> Value {
+    let wave = |wave: &Wave| {
+        json!({
+            "began_s": wave.began.as_secs_f64(), "ended_s": wave.ended.as_secs_f64(),
+            "serving": wave.serving, "failed": wave.failed,
+        })
+    };
+    json!({
+        "state": word(rollout.state), "reason": rollout.reason, "took_s": rollout.took.as_secs_f64(),
+        "settled_s": rollout.settled.map(|settled| settled.as_secs_f64()), "cpu": rollout.cpu,
+        "waves": rollout.waves.iter().map(wave).collect::<Vec<_>>(),
+        "outcome": rollout.outcome.rows, "wrong_clocks": rollout.outcome.wrong_clocks,
+    })
+}
+
+/// Where gateways are, by their faults.
+fn outcome(rollout: &Rollout) -> String {
+    let mut table = Table::new(&[
+        "FAULT",
+        ">GATEWAYS",
+        ">SERVE NEW",
+        ">SERVE OLD",
+        ">NOTHING",
+        ">REFUSED",
+        ">TAKEN BACK",
+        ">AWAY",
+    ]);
+    for row in &rollout.outcome.rows {
+        let Row { fault, gateways, serve_new, serve_old, serve_nothing, refused, taken_back, away } = row;
+        let counts = [gateways, serve_new, serve_old, serve_nothing, refused, taken_back, away];
+        table.row([(*fault).to_owned()].into_iter().chain(counts.map(ToString::to_string)));
+    }
+    let mut text = table.render();
+    if rollout.outcome.wrong_clocks > 0 {
+        text.push_str(&format!(
+            "clocks that the control plane sees to be wrong: {}\n",
+            rollout.outcome.wrong_clocks
+        ));
+    }
+    text
 }

@@ -7,4 +7,5 @@ mod npu;
 mod plan;
 mod processes;
 mod pull;
+mod simulate;
 mod support;

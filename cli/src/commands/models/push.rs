@@ -23,6 +23,12 @@ use crate::error::{Failure, OrFail};
 use crate::output;
 use crate::progress::TerminalProgress;
 
+/// Blobs that travel at the same time, unless told otherwise.
+const PARALLEL: usize = 4;
+
+/// When a push that nobody set a limit for gives up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
+
 /// Sends a bundle to the control plane, which keeps it as a version.
 #[derive(Args, Debug)]
 #[command(
@@ -48,7 +54,7 @@ pub(super) struct PushArgs {
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
     /// Blobs that travel at the same time.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, default_value_t = PARALLEL as u8, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel: u8,
     /// Give up when nothing has arrived for so long.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
@@ -68,17 +74,11 @@ pub(super) async fn run(args: PushArgs) -> Result<(), Failure> {
     let info = Bundle::inspect(&args.bundle)
         .or_fail(|| format!("could not read the bundle {}", args.bundle.display()))?;
     let signature = args.sign.as_deref().map(|key| sign(key, &info)).transpose()?;
-    let mut push = Push {
-        client: args.target.connect().await?,
-        model: args.name.clone().unwrap_or_else(|| info.config.name.clone()),
-        version: args.version.clone(),
-        manifest: read_manifest(&args.bundle, &info)?,
-        digest: info.digest.to_string(),
-        signatures: signature.into_iter().collect(),
-        uploads: Uploads::new(&args.bundle, &info, usize::from(args.parallel)),
-        meter: Meter::new(TerminalProgress::new()),
-        patience: Patience::new(args.give_up_after),
-    };
+    let client = args.target.connect().await?;
+    let mut push = Push::new(client, &args.bundle, &info, usize::from(args.parallel), args.give_up_after)?;
+    push.model = args.name.clone().unwrap_or(push.model);
+    push.version = args.version.clone();
+    push.signatures = signature.into_iter().collect();
     let began = Instant::now();
     let pushed = push.carry_through().await?;
     push.meter.finish();
@@ -88,6 +88,25 @@ pub(super) async fn run(args: PushArgs) -> Result<(), Failure> {
         push.client.set_alias(request).await.map_err(|status| explain(&status))?;
     }
     report(&args, &pushed, push.meter.sent(), began.elapsed())
+}
+
+/// Pushes a bundle as this version, unsigned.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn push_bundle(
+    client: Client,
+    bundle: &Path,
+    model: &str,
+    version: &str,
+) -> Result<ModelVersion, Failure> {
+    let info =
+        Bundle::inspect(bundle).or_fail(|| format!("could not read the bundle {}", bundle.display()))?;
+    let mut push = Push::new(client, bundle, &info, PARALLEL, GIVE_UP_AFTER)?;
+    (push.model, push.version) = (model.to_owned(), version.to_owned());
+    let pushed = push.carry_through().await?;
+    push.meter.finish();
+    Ok(pushed)
 }
 
 fn report(args: &PushArgs, pushed: &ModelVersion, sent: u64, took: Duration) -> Result<(), Failure> {
@@ -137,6 +156,27 @@ struct Push {
 }
 
 impl Push {
+    /// A push of a bundle under its own name, as a version that has none yet.
+    fn new(
+        client: Client,
+        bundle: &Path,
+        info: &BundleInfo,
+        parallel: usize,
+        give_up_after: Duration,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            client,
+            model: info.config.name.clone(),
+            version: String::new(),
+            manifest: read_manifest(bundle, info)?,
+            digest: info.digest.to_string(),
+            signatures: Vec::new(),
+            uploads: Uploads::new(bundle, info, parallel),
+            meter: Meter::new(TerminalProgress::new()),
+            patience: Patience::new(give_up_after),
+        })
+    }
+
     async fn carry_through(&mut self) -> Result<ModelVersion, Failure> {
         loop {
             let status = match self.round().await {

@@ -1,0 +1,175 @@
+//! Who is linked at this moment, when links came about, and what happened to gateways.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::faults::{Fault, Faults};
+use crate::error::Failure;
+
+/// How many gateways are linked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    all: usize,
+    /// Of those, the ones that are never away by themselves.
+    steady: usize,
+}
+
+/// The gateways of a simulation. Shared by all of them and by what measures.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    /// The faults of each gateway.
+    faults: Vec<Vec<Fault>>,
+    count: watch::Sender<Count>,
+    /// When links came about.
+    links: Mutex<Vec<Instant>>,
+    losses: AtomicU64,
+    crashes: AtomicU64,
+}
+
+/// A gateway is linked until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Linked {
+    roster: Arc<Roster>,
+    steady: bool,
+}
+
+impl Roster {
+    /// `count` gateways, none of which is linked.
+    pub(crate) fn new(count: usize, faults: &Faults, seed: u64) -> Self {
+        let of = |index| Fault::ALL.into_iter().filter(|fault| faults.has(*fault, seed, index)).collect();
+        Self {
+            faults: (0..count as u64).map(of).collect(),
+            count: watch::Sender::default(),
+            links: Mutex::default(),
+            losses: AtomicU64::new(0),
+            crashes: AtomicU64::new(0),
+        }
+    }
+
+    /// What is wrong with a gateway.
+    pub(crate) fn faults(&self, index: usize) -> &[Fault] {
+        self.faults.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Gateway `index` has a link now.
+    pub(crate) fn link(self: &Arc<Self>, index: usize) -> Linked {
+        let steady = !self.faults(index).contains(&Fault::Offline);
+        self.links().push(Instant::now());
+        self.count.send_modify(|count| {
+            count.all += 1;
+            count.steady += usize::from(steady);
+        });
+        Linked { roster: Arc::clone(self), steady }
+    }
+
+    /// A gateway has lost its uplink by a fault of its own.
+    pub(crate) fn lost(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A gateway's program has died.
+    pub(crate) fn crashed(&self) {
+        self.crashes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Links lost by faults so far.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
+
+    /// Crashes so far.
+    pub(crate) fn crashes(&self) -> u64 {
+        self.crashes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until every gateway is linked that has no fault which keeps it away.
+    ///
+    /// # Errors
+    /// If they are not within `limit`.
+    pub(crate) async fn all_there(&self, limit: Duration) -> Result<(), Failure> {
+        let steady = self.faults.iter().filter(|faults| !faults.contains(&Fault::Offline)).count();
+        if self.until(limit, |count| count.steady >= steady).await {
+            return Ok(());
+        }
+        let now = self.count.borrow().steady;
+        let limit = humantime::format_duration(limit);
+        Err(Failure::new(format!(
+            "only {now} of the {steady} gateways that are never away are linked after {limit}"
+        ))
+        .hint("what gateways and control plane wrote above says why"))
+    }
+
+    /// Waits until no gateway is linked. False if some still are after `limit`.
+    pub(crate) async fn nobody_there(&self, limit: Duration) -> bool {
+        self.until(limit, |count| count.all == 0).await
+    }
+
+    async fn until(&self, limit: Duration, wanted: impl Fn(&Count) -> bool) -> bool {
+        let mut count = self.count.subscribe();
+        // The sender is here, so the wait ends by what is wanted or by the limit.
+        timeout(limit, count.wait_for(|count| wanted(count))).await.is_ok()
+    }
+
+    /// Most links that came about within one second since `since`.
+    pub(crate) fn most_links_a_second(&self, since: Instant) -> usize {
+        let links = self.links();
+        let links: Vec<_> = links.iter().filter(|at| **at >= since).collect();
+        let within = |end: usize| {
+            let begins = links[..=end].partition_point(|at| links[end].duration_since(**at) >= SECOND);
+            end + 1 - begins
+        };
+        (0..links.len()).map(within).max().unwrap_or(0)
+    }
+
+    fn links(&self) -> MutexGuard<'_, Vec<Instant>> {
+        // A push either happened or not.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.roster.count.send_modify(|count| {
+            count.all -= 1;
+            count.steady -= usize::from(self.steady);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn gateways_that_may_be_away_are_not_waited_for() {
+        let faults: Faults = "offline=50%".parse().unwrap();
+        let roster = Arc::new(Roster::new(64, &faults, 1));
+        let steady = |index: &usize| roster.faults(*index).is_empty();
+        let mut linked: Vec<_> = (0..64).filter(steady).map(|index| roster.link(index)).collect();
+        assert!((10..54).contains(&linked.len()));
+        assert!(roster.all_there(Duration::ZERO).await.is_ok());
+        assert!(!roster.nobody_there(Duration::ZERO).await);
+        linked.pop();
+        let error = roster.all_there(Duration::ZERO).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("only {} of", linked.len())), "{error}");
+        drop(linked);
+        assert!(roster.nobody_there(Duration::ZERO).await);
+    }
+
+    #[test]
+    fn links_are_counted_over_any_second() {
+        let roster = Roster::new(1, &Faults::default(), 1);
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        roster.links().extend([0, 500, 999, 1000, 1400, 3000].map(at));
+        assert_eq!(roster.most_links_a_second(began), 4);
+        assert_eq!(roster.most_links_a_second(at(1001)), 1);
+        assert_eq!(roster.most_links_a_second(at(4000)), 0);
+    }
+}
