@@ -265,7 +265,8 @@ impl Inventory {
             let mut woken = std::pin::pin!(wake.notified());
             // From here on no wake-up is missed.
             woken.as_mut().enable();
-            let wait = match self.assignment_for(id).await {
+            // Boxed, because every session waits here for as long as it lives.
+            let wait = match Box::pin(self.assignment_for(id)).await {
                 Ok(Some(assignment)) => return assignment,
                 Ok(None) => LOOK_AGAIN,
                 Err(error) => {

@@ -81,7 +81,8 @@ impl Guard {
             }
             sleep(left.min(LOOK)).await;
             let Some((_, serial)) = self.gateway() else { continue };
-            match self.store.is_revoked(serial).await {
+            // Boxed, because every link waits here for as long as it lives.
+            match Box::pin(self.store.is_revoked(serial)).await {
                 Ok(true) => return "the certificate was revoked",
                 Ok(false) => {}
                 // A store that fails ends no links: that would take the fleet down with it.

@@ -129,7 +129,8 @@ impl LinkPort {
         match stream.get_ref().1.alpn_protocol() {
             Some(ALPN_LINK) if holder.is_none() => Err(Refused::NoGateway),
             Some(ALPN_LINK) => {
-                self.spawn_link(stream, peer, guard, (place, severed));
+                // The futures that it goes through would each have room for it, for as long as the link lives.
+                self.spawn_link(Box::new(stream), peer, guard, (place, severed));
                 Ok(())
             }
             Some(ALPN_H2) => {

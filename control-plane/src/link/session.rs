@@ -1,4 +1,7 @@
 //! One link from its connection to its end.
+//!
+//! There are thousands of sessions, and each lives for weeks. What takes much room for a moment (handshake, introduction,
+//! assignment) is boxed, so that the session itself stays small.
 
 use std::{future::pending, net::SocketAddr, time::Duration};
 
@@ -121,11 +124,12 @@ impl Links {
             .keep_alive_timeout(self.config.keepalive_timeout)
             .keep_alive_while_idle(true);
         let limit = self.config.handshake_timeout;
-        let (sender, connection) = match timeout(limit, builder.handshake(TokioIo::new(stream))).await {
-            Ok(Ok(ends)) => ends,
-            Ok(Err(error)) => return LinkError::Connection(error),
-            Err(_) => return LinkError::Handshake(limit),
-        };
+        let (sender, connection) =
+            match Box::pin(timeout(limit, builder.handshake(TokioIo::new(stream)))).await {
+                Ok(Ok(ends)) => ends,
+                Ok(Err(error)) => return LinkError::Connection(error),
+                Err(_) => return LinkError::Handshake(limit),
+            };
         let close = CancellationToken::new();
         let link = Connection { channel: LinkChannel::new(sender), close: close.clone(), peer };
         // All arms end the link, and with it the connection, so none needs to be cancel safe.
@@ -150,7 +154,7 @@ impl Links {
         gateway: &mut Option<GatewayId>,
     ) -> LinkError {
         let limit = self.config.handshake_timeout;
-        let (statuses, first) = match timeout(limit, self.introduce(&link)).await {
+        let (statuses, first) = match Box::pin(timeout(limit, self.introduce(&link))).await {
             Ok(Ok(introduced)) => introduced,
             Ok(Err(error)) => return error,
             Err(_) => return LinkError::Handshake(limit),
@@ -237,7 +241,7 @@ impl Links {
         loop {
             let assignment = self.inventory.next_assignment(&place.id, place.ticket).await;
             let generation = assignment.generation;
-            let answer = timeout(ASSIGN_LIMIT, client.assign(assignment)).await;
+            let answer = Box::pin(timeout(ASSIGN_LIMIT, client.assign(assignment))).await;
             let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
             let refused = answer.as_ref().err();
             self.inventory.assigned(&place.id, generation, refused.map_or(Ok(()), Err));
