@@ -154,6 +154,10 @@ pub fn explain(status: &Status) -> Failure {
         Code::Unimplemented => failure.hint("is this a Rookery endpoint?"),
         Code::Unauthenticated => failure.hint("set ROOKERY_TOKEN, or give --token"),
         Code::PermissionDenied => failure.hint("use a token with a higher role"),
+        // Rookery's own have a reason. TLS that is called without it answers like this.
+        Code::Internal if reason_of(status).is_none() => {
+            failure.hint("does the endpoint speak TLS? Then call https://HOST:PORT, with --ca where its certificate is its own")
+        }
         Code::Ok
         | Code::Cancelled
         | Code::Unknown

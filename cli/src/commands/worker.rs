@@ -211,7 +211,11 @@ pub async fn run(supervised: bool, config: Config, prometheus: Option<SocketAddr
     if supervised {
         announce(&ready)?;
     } else {
-        output::note(format_args!("serving on http://{address}, {}; Ctrl-C stops", ready.describe_backend()));
+        let what = match ready.backend {
+            Some(_) => ready.describe_backend(),
+            None => "no model yet: roll-outs bring them".to_owned(),
+        };
+        output::note(format_args!("serving on http://{address}, {what}; Ctrl-C stops"));
     }
     let failed = tokio::select! {
         biased;

@@ -97,7 +97,8 @@ fn ended(rollout: &Rollout) -> Result<(), Failure> {
     match rollout.state() {
         RolloutState::Done => Ok(()),
         RolloutState::RolledBack => {
-            Err(Failure::new(format!("the roll-out was rolled back: {}", rollout.reason))
+            let why = rollout.reason.trim_start_matches("rolled back: ");
+            Err(Failure::new(format!("the roll-out was rolled back: {why}"))
                 .hint(format!("`rookery rollouts history {id}` says more")))
         }
         RolloutState::Aborted => Err(Failure::new(format!("the roll-out was aborted: {}", rollout.reason))),
