@@ -85,6 +85,11 @@ pub struct PackArgs {
     /// Record no probes; workers then cannot check themselves against the machine that packed.
     #[arg(long)]
     no_probes: bool,
+    /// Speed that the bundle promises, so that a gateway can refuse it where it is slower: tokens a second of one
+    /// generation alone on a board of this name, as `rookery bench` measures them there; * stands for any other board.
+    /// May be repeated.
+    #[arg(long, value_name = "BOARD=TOK/S", value_parser = promise, conflicts_with = "no_probes")]
+    profile: Vec<(String, f64)>,
     /// What to call the model in requests. Default: from the file's name.
     #[arg(long)]
     name: Option<String>,
@@ -158,6 +163,7 @@ pub fn run(args: &PackArgs) -> Result<(), Failure> {
         existing: if args.replace { ExistingTarget::Replace } else { ExistingTarget::Refuse },
         probes: !args.no_probes,
         max_lost_probes: args.max_lost_probes,
+        profile: args.profile.iter().cloned().collect(),
         ..QuantizeOptions::new(name, recipe)
     };
     let report = pack_model(&args.model, &options, &output, &TerminalProgress::new())?;
@@ -166,6 +172,16 @@ pub fn run(args: &PackArgs) -> Result<(), Failure> {
     }
     describe(&report);
     output::line(output.display())
+}
+
+/// Reads `BOARD=TOK/S`.
+fn promise(text: &str) -> Result<(String, f64), String> {
+    let (board, speed) =
+        text.rsplit_once('=').ok_or("is not BOARD=TOK/S, such as 'Radxa ROCK 5B=6.5' or '*=4'")?;
+    match speed.parse::<f64>() {
+        Ok(speed) if speed.is_finite() && speed > 0.0 && !board.is_empty() => Ok((board.to_owned(), speed)),
+        Ok(_) | Err(_) => Err(format!("{speed:?} is not a positive number of tokens a second for a board")),
+    }
 }
 
 /// What was packed and chosen, in a few lines.

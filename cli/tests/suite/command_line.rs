@@ -1,5 +1,6 @@
 //! Exit codes, help and configuration of the real program.
 
+use rookery_compute_worker::probes::ProbeSet;
 use rookery_model::bundle::{Bundle, NoProgress, QUANTIZATION_TYPE};
 use rookery_model::pack::{Draft, ExistingTarget};
 
@@ -130,6 +131,25 @@ fn a_bundle_quantised_by_a_newer_version_is_shown_without_that() {
     let (code, _, error) = run(rookery().arg("inspect").arg(&newer).arg("--units"));
     assert_eq!(code, Some(1));
     assert!(error.contains("version 99"), "{error}");
+}
+
+#[test]
+fn a_promised_speed_is_in_the_probes_and_nonsense_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    let pack = |promise: &str| {
+        let mut command = rookery();
+        command.arg("pack").arg(fixture("qwen2.gguf")).args(["--profile", "board=6.5", "--profile", promise]);
+        run(command.arg("--output").arg(&bundle))
+    };
+    for nonsense in ["fast", "=3", "board=", "board=-1", "board=inf"] {
+        let (code, _, error) = pack(nonsense);
+        assert_eq!(code, Some(2), "{nonsense}: {error}");
+    }
+    let (code, _, error) = pack("*=0.5");
+    assert_eq!(code, Some(0), "{error}");
+    let probes = ProbeSet::of(&Bundle::open(&bundle, &NoProgress).unwrap()).unwrap().unwrap();
+    assert_eq!((probes.promised_speed("board"), probes.promised_speed("other")), (Some(6.5), Some(0.5)));
 }
 
 #[test]

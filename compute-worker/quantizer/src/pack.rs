@@ -12,6 +12,7 @@
 //! Everything is kept in the staging folder of the [`Draft`] as it is done, under a key of all that it depends on. Memory
 //! holds one matrix in f32, one Hessian with its factors, and the scratch of one batch of the calibration text.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rookery_compute_worker::engine::EngineConfig;
@@ -56,6 +57,9 @@ pub struct QuantizeOptions {
     pub probes: bool,
     /// How many answers that are right in f32 may be wrong when packed; `None` allows any number.
     pub max_lost_probes: Option<usize>,
+    /// What speed the probes promise: tokens a second of one generation alone, by name of the board or
+    /// [`ANY_BOARD`](recorded::ANY_BOARD).
+    pub profile: BTreeMap<String, f64>,
 }
 
 impl QuantizeOptions {
@@ -68,6 +72,7 @@ impl QuantizeOptions {
             existing: ExistingTarget::Refuse,
             probes: true,
             max_lost_probes: None,
+            profile: BTreeMap::new(),
         }
     }
 }
@@ -140,7 +145,8 @@ pub fn pack(
         let bundle = draft.open(&config, &rotated)?;
         progress.start("recording probes", bundle.weight_bytes());
         let engine = EngineConfig { threads, ..EngineConfig::default() };
-        let set = probes::record(&bundle, source, &engine, options.max_lost_probes)?;
+        let mut set = probes::record(&bundle, source, &engine, options.max_lost_probes)?;
+        set.profile.clone_from(&options.profile);
         // Where no prompt fits the model's context there is nothing to check.
         if !set.probes.is_empty() {
             draft.document(PROBES_TYPE, recorded::TITLE, &set.to_json())?;
