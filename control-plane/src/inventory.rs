@@ -78,11 +78,11 @@ pub enum Unknown {
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatewayView {
     /// Its row.
-    pub record: GatewayRecord,
+    pub record: Arc<GatewayRecord>,
     /// Whether it is linked, to whichever replica.
     pub online: bool,
     /// What it reported of its versions: now if it is linked, else at last.
-    pub versions: Vec<VersionStatus>,
+    pub versions: Arc<[VersionStatus]>,
     /// What it reported of itself.
     pub facts: GatewayFacts,
     /// Its own labels, with `id`, and `board`, `driver` and `processor` where it reports them.
@@ -225,7 +225,7 @@ impl Inventory {
     /// # Errors
     /// [`StoreError::NotFound`], or if the store cannot be read.
     pub async fn view_of(&self, id: &GatewayId) -> Result<GatewayView, StoreError> {
-        let record = self.shared.store.gateway(id).await?;
+        let record = Arc::new(self.shared.store.gateway(id).await?);
         let rows = self.shared.rows.get(&self.shared.store).await?;
         Ok(self.view(&self.live(), &rows, &record))
     }
@@ -329,7 +329,7 @@ impl Inventory {
         }
     }
 
-    fn view(&self, live: &Live, rows: &rows::Read, record: &GatewayRecord) -> GatewayView {
+    fn view(&self, live: &Live, rows: &rows::Read, record: &Arc<GatewayRecord>) -> GatewayView {
         let stored = record.link.as_ref();
         // A link here counts unless the store has a newer one of another replica.
         let newer = |epoch: Option<u64>| epoch.is_none_or(|own| stored.is_none_or(|link| own >= link.epoch));
@@ -338,13 +338,19 @@ impl Inventory {
         let others = stored
             .is_some_and(|link| link.replica != self.shared.replica && rows.replicas.contains(&link.replica));
         let (facts, versions) = match reported {
-            Some(report) => (report.facts.clone(), report.versions.clone()),
+            Some(report) => (report.facts.clone(), Arc::clone(&report.versions)),
             None => Report::from_row(record),
         };
         let mut labels = record.labels.clone();
         facts.labels(&mut labels);
         labels.insert("id".to_owned(), record.id.to_string());
-        GatewayView { record: record.clone(), online: reported.is_some() || others, versions, facts, labels }
+        GatewayView {
+            record: Arc::clone(record),
+            online: reported.is_some() || others,
+            versions,
+            facts,
+            labels,
+        }
     }
 
     /// Tells those who wait for what other replicas are told, if there is anything new.
@@ -369,9 +375,10 @@ impl Inventory {
 
 impl Report {
     /// As it was last saved. What cannot be read was written by another version of this program and is left out.
-    fn from_row(record: &GatewayRecord) -> (GatewayFacts, Vec<VersionStatus>) {
+    fn from_row(record: &GatewayRecord) -> (GatewayFacts, Arc<[VersionStatus]>) {
         let facts = record.facts_json.as_deref().and_then(|json| serde_json::from_str(json).ok());
-        let versions = record.versions_json.as_deref().and_then(|json| serde_json::from_str(json).ok());
-        (facts.unwrap_or_default(), versions.unwrap_or_default())
+        let versions =
+            record.versions_json.as_deref().and_then(|json| serde_json::from_str::<Vec<_>>(json).ok());
+        (facts.unwrap_or_default(), versions.unwrap_or_default().into())
     }
 }

@@ -27,7 +27,8 @@ const SEND_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Report {
     pub(super) facts: GatewayFacts,
-    pub(super) versions: Vec<VersionStatus>,
+    /// Shared with everybody who looks: most reports say what the one before said.
+    pub(super) versions: Arc<[VersionStatus]>,
 }
 
 /// A gateway that is linked here.
@@ -349,13 +350,16 @@ impl Entry {
     /// Takes a status in. Whether it says anything new to others, and whether there is something to save.
     fn take(&mut self, status: &v1::GatewayStatus, now: Millis) -> (bool, bool) {
         let first = self.saved.is_none() && self.holds == 0 && self.report.versions.is_empty();
-        let report = merge(&self.report, status);
-        let like = self.report.is_like(&report);
+        let mut like = true;
+        if !self.repeats(status) {
+            let report = merge(&self.report, status);
+            like = self.report.is_like(&report);
+            if *self.report != report {
+                self.report = Arc::new(report);
+            }
+        }
         let changed = first || !like || self.holds != status.generation;
         self.holds = status.generation;
-        if *self.report != report {
-            self.report = Arc::new(report);
-        }
         let told = status.transitions.iter().take(report::MOST_TRANSITIONS);
         let known: u64 = self.transitions.last().map_or(self.acknowledged, |last| last.sequence);
         self.tells_from = status.transitions.first().map(|transition| transition.sequence);
@@ -373,6 +377,12 @@ impl Entry {
 }
 
 impl Entry {
+    /// Whether a status says nothing new of facts and versions, as most heartbeats.
+    fn repeats(&self, status: &v1::GatewayStatus) -> bool {
+        let (told, before) = &self.published;
+        *told > 0 && status.facts.is_none() && status.versions == before.versions
+    }
+
     /// Notes the status for other replicas under `number` if it would tell them anything new.
     fn publish(&mut self, status: &v1::GatewayStatus, number: u64) -> bool {
         let old = &self.published.1;
@@ -401,14 +411,14 @@ impl Report {
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.facts.is_like(&other.facts)
             && self.versions.len() == other.versions.len()
-            && self.versions.iter().zip(&other.versions).all(|(one, other)| one.is_like(other))
+            && self.versions.iter().zip(other.versions.iter()).all(|(one, other)| one.is_like(other))
     }
 }
 
 /// A status without facts says that they are as before.
 fn merge(before: &Report, status: &v1::GatewayStatus) -> Report {
     let facts = status.facts.as_ref().map_or_else(|| before.facts.clone(), report::facts);
-    Report { facts, versions: report::versions(&status.versions) }
+    Report { facts, versions: report::versions(&status.versions).into() }
 }
 
 #[cfg(test)]

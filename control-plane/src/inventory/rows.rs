@@ -28,7 +28,7 @@ pub(super) struct Read {
     /// When it began to be read: whatever was written before is in it.
     pub(super) at: Millis,
     /// By id.
-    pub(super) gateways: Vec<GatewayRecord>,
+    pub(super) gateways: Vec<Arc<GatewayRecord>>,
     /// Replicas that live.
     pub(super) replicas: BTreeSet<String>,
 }
@@ -68,7 +68,8 @@ impl Rows {
         let now = Millis::now();
         let since = Millis(now.0.saturating_sub(DEAD_AFTER.as_millis() as i64));
         let replicas = store.replicas(since).await?.into_iter().map(|replica| replica.id).collect();
-        let read = Arc::new(Read { at: now, gateways: store.gateways().await?, replicas });
+        let gateways = store.gateways().await?.into_iter().map(Arc::new).collect();
+        let read = Arc::new(Read { at: now, gateways, replicas });
         *last = Some(Last { read: Arc::clone(&read), at, written, forgotten });
         Ok(read)
     }

@@ -171,7 +171,7 @@ fn report(work: &Work, seen: Millis) -> Option<Report> {
     let report = work.report.as_ref()?;
     // Neither has keys that are no strings, so both have a JSON form; a report without is as the one before.
     let facts_json = serde_json::to_string(&report.facts).ok();
-    let versions_json = serde_json::to_string(&report.versions).ok();
+    let versions_json = serde_json::to_string(&*report.versions).ok();
     Some(Report { gateway: work.id.clone(), facts_json, versions_json, seen })
 }
 

@@ -159,7 +159,7 @@ impl Links {
             Ok(Err(error)) => return error,
             Err(_) => return LinkError::Handshake(limit),
         };
-        let (id, state) = match status::from_wire(first.clone()) {
+        let (id, state) = match status::from_wire(&first) {
             Ok(read) => read,
             Err(error) => return error.into(),
         };
@@ -223,7 +223,7 @@ impl Links {
                 let now = status.gateway_id.chars().take(128).collect();
                 return LinkError::Renamed { before: place.id.clone(), now };
             }
-            let state = match status::from_wire(status.clone()) {
+            let state = match status::from_wire(&status) {
                 Ok((_, state)) => state,
                 Err(error) => return error.into(),
             };

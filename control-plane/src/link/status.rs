@@ -27,20 +27,20 @@ pub enum InvalidStatus {
     Twice(String),
 }
 
-pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, GatewayState), InvalidStatus> {
+pub(super) fn from_wire(status: &v1::GatewayStatus) -> Result<(GatewayId, GatewayState), InvalidStatus> {
     let id = status.gateway_id.parse()?;
     if status.models.len() > MOST_MODELS {
         return Err(InvalidStatus::TooManyModels(status.models.len()));
     }
     let mut state = GatewayState::new(status.accepting);
-    for (index, load) in status.models.into_iter().enumerate() {
-        let model = load.model.filter(is_usable).ok_or(InvalidStatus::Model(index))?;
+    for (index, load) in status.models.iter().enumerate() {
+        let model = load.model.as_ref().filter(is_usable).ok_or(InvalidStatus::Model(index))?;
         let load = ModelLoad {
             model: Model {
-                name: model.name,
-                digest: model.digest,
-                architecture: model.architecture,
-                recipe: model.recipe,
+                name: model.name.clone(),
+                digest: model.digest.clone(),
+                architecture: model.architecture.clone(),
+                recipe: model.recipe.clone(),
                 parameters: model.parameters,
                 context_tokens: model.context_tokens,
                 vocabulary: model.vocabulary,
@@ -49,24 +49,23 @@ pub(super) fn from_wire(status: v1::GatewayStatus) -> Result<(GatewayId, Gateway
             queued: load.queued,
             queued_tokens: load.queued_tokens,
             free_blocks: load.free_blocks,
-            backend: words(load.backend).unwrap_or_default(),
-            degraded: words(load.degraded),
+            backend: words(&load.backend).unwrap_or_default(),
+            degraded: words(&load.degraded),
         };
-        let name = load.model.name.clone();
         if !state.add(load) {
-            return Err(InvalidStatus::Twice(name));
+            return Err(InvalidStatus::Twice(model.name.clone()));
         }
     }
     Ok((id, state))
 }
 
 /// What a gateway says about itself, fit for a log: a hostile one chooses this text.
-fn words(text: String) -> Option<String> {
+fn words(text: &str) -> Option<String> {
     let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
     (!text.is_empty()).then(|| text.chars().take(MOST_BYTES).map(plain).collect())
 }
 
-fn is_usable(model: &v1::Model) -> bool {
+fn is_usable(model: &&v1::Model) -> bool {
     let short = |text: &str| text.len() <= MOST_BYTES;
     let named = (1..=MOST_BYTES).contains(&model.name.len());
     named && short(&model.digest) && short(&model.architecture) && short(&model.recipe)
@@ -89,20 +88,20 @@ mod tests {
 
     #[test]
     fn hostile_statuses_are_refused() {
-        assert!(from_wire(status("gw", vec![load("m")])).is_ok());
-        assert!(matches!(from_wire(status("a\nb", vec![])), Err(InvalidStatus::Id(_))));
+        assert!(from_wire(&status("gw", vec![load("m")])).is_ok());
+        assert!(matches!(from_wire(&status("a\nb", vec![])), Err(InvalidStatus::Id(_))));
         let many = (0..257).map(|n| load(&n.to_string())).collect();
-        assert!(matches!(from_wire(status("gw", many)), Err(InvalidStatus::TooManyModels(257))));
-        assert!(matches!(from_wire(status("gw", vec![load("")])), Err(InvalidStatus::Model(0))));
-        assert!(matches!(from_wire(status("gw", vec![load("m"), load("m")])), Err(InvalidStatus::Twice(_))));
+        assert!(matches!(from_wire(&status("gw", many)), Err(InvalidStatus::TooManyModels(257))));
+        assert!(matches!(from_wire(&status("gw", vec![load("")])), Err(InvalidStatus::Model(0))));
+        assert!(matches!(from_wire(&status("gw", vec![load("m"), load("m")])), Err(InvalidStatus::Twice(_))));
         let backend = format!("\u{1b}npu{}", "c".repeat(1000));
         let degraded = v1::ModelLoad { backend, degraded: format!("a\nb{}", "c".repeat(1000)), ..load("m") };
-        let (_, state) = from_wire(status("gw", vec![load("a"), degraded])).unwrap();
+        let (_, state) = from_wire(&status("gw", vec![load("a"), degraded])).unwrap();
         let (model, reason) = state.degraded().unwrap();
         assert_eq!((model, &reason[..4], reason.len()), ("m", "a bc", MOST_BYTES));
         let backend = &state.models()[1].backend;
         assert_eq!((&backend[..4], backend.len()), (" npu", MOST_BYTES));
         let no_model = v1::ModelLoad::default();
-        assert!(matches!(from_wire(status("gw", vec![no_model])), Err(InvalidStatus::Model(0))));
+        assert!(matches!(from_wire(&status("gw", vec![no_model])), Err(InvalidStatus::Model(0))));
     }
 }

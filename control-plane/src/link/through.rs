@@ -21,6 +21,6 @@ impl Connection {
 ///
 /// # Errors
 /// If it cannot be used.
-pub(crate) fn state_of(status: v1::GatewayStatus) -> Result<(GatewayId, GatewayState), InvalidStatus> {
+pub(crate) fn state_of(status: &v1::GatewayStatus) -> Result<(GatewayId, GatewayState), InvalidStatus> {
     status::from_wire(status)
 }

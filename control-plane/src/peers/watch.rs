@@ -123,7 +123,7 @@ impl Links<'_> {
             }
             return;
         };
-        match state_of(status.clone()) {
+        match state_of(&status) {
             Ok((id, state)) => {
                 self.watch.inventory.remote_status(replica, &id, &status);
                 let link = self.known.get(&id).and_then(|known| known.link);

@@ -163,7 +163,7 @@ impl Snapshot {
         let others = members.iter().filter(|member| member.selected).filter_map(Member::serves);
         let before: BTreeSet<_> = previous.chain(others).filter(|digest| *digest != new).collect();
         let of = |wanted: &dyn Fn(&Digest) -> bool| {
-            let versions = self.views.iter().flat_map(|view| &view.versions);
+            let versions = self.views.iter().flat_map(|view| view.versions.iter());
             let versions = versions.filter(|version| {
                 version.model == spec.spec.model && version.phase == Phase::Serving && wanted(&version.digest)
             });

@@ -75,11 +75,11 @@ pub(super) fn gateway(view: GatewayView, names: &VersionNames, in_flight: &InFli
         last_seen: if online { Some(timestamp(Millis::now())) } else { record.last_seen.map(timestamp) },
         joined: Some(timestamp(record.joined)),
         facts: Some(facts.into()),
-        versions: versions.into_iter().map(Into::into).collect(),
+        versions: versions.iter().cloned().map(Into::into).collect(),
         assigned: names.assigned(&record.id),
         in_flight: in_flight.get(&record.id).copied().unwrap_or(0),
         certificate_ends: (!record.serial.is_empty()).then(|| timestamp(record.not_after)),
-        id: record.id.into(),
+        id: record.id.clone().into(),
     }
 }
 
