@@ -78,11 +78,9 @@ fn telemetry_of(config: &Config, command: &Command) -> telemetry::TelemetryConfi
     let mut telemetry = config.telemetry.clone();
     let service = matches!(command, Command::Worker(_) | Command::ControlPlane(_));
     if !service && telemetry.log_filter == telemetry::TelemetryConfig::default().log_filter {
-        telemetry.log_filter = match command {
-            // What one gateway warns of is news; what thousands of simulated ones warn of is counted in the report.
-            Command::Fleet(args) if args.simulates() => "warn,rookery_compute_worker=error".to_owned(),
-            _ => "warn".to_owned(),
-        };
+        // What one gateway warns of is news; what thousands of simulated ones warn of is counted in the report.
+        let simulates = matches!(command, Command::Fleet(args) if args.simulates());
+        telemetry.log_filter = if simulates { "warn,rookery_compute_worker=error" } else { "warn" }.to_owned();
     }
     telemetry
 }

@@ -108,6 +108,8 @@ struct Shared {
     /// How to reach the gateways that are linked here.
     channels: Mutex<BTreeMap<GatewayId, (Ticket, LinkChannel)>>,
     rows: Rows,
+    /// The rows that were last taken in.
+    taken: Mutex<Option<Arc<rows::Read>>>,
     parts: Parts,
     /// Something is to be saved, or to be read again.
     work: Notify,
@@ -121,6 +123,7 @@ impl Inventory {
     pub fn new(store: Store, replica: String, downloads: DownloadLimits, unknown: Unknown) -> Self {
         let shared = Shared {
             rows: Rows::new(&store),
+            taken: Mutex::default(),
             parts: Parts::default(),
             store,
             replica,
@@ -321,10 +324,14 @@ impl Inventory {
         }
     }
 
-    /// Notes the generations that rows want, which wakes sessions with something to send.
-    fn take_in(&self, rows: &rows::Read) {
+    /// Notes the generations that rows want, which wakes sessions with something to send, and whether people have changed
+    /// anything: those who route are to know at once of a gateway that is drained.
+    fn take_in(&self, rows: &Arc<rows::Read>) {
+        let before =
+            self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(rows));
+        let edited = before.is_none_or(|before| !before.is_like(rows));
         let wanted = rows.gateways.iter().map(|row| (row.id.clone(), row.generation)).collect();
-        if self.live().set_wanted(wanted, rows.at, Millis::now()) {
+        if self.live().set_wanted(wanted, rows.at, Millis::now()) || edited {
             self.bump();
         }
     }

@@ -33,7 +33,7 @@ pub use access::{NewJoinToken, TokenRecord};
 pub use assignments::{AssignmentChange, AssignmentRecord};
 pub use audit::AuditEntry;
 pub use error::{JoinTokenRefusal, StoreError};
-pub use gateways::{Admission, GatewayRecord, InvalidAdmission, LinkRecord, NewGateway, Report};
+pub use gateways::{Admission, GatewayRecord, InvalidAdmission, LinkRecord, LinkUp, NewGateway, Report};
 pub use replicas::ReplicaRecord;
 pub use rollouts::{NewRollout, Owner, RolloutRecord};
 pub use secrets::TrustedKey;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::{GatewayId, Millis},
-    store::{NewGateway, Report, StoreError, TransitionRecord},
+    store::{LinkUp, NewGateway, Report, StoreError, TransitionRecord},
 };
 
 /// Gateways whose reports are saved in one transaction.
@@ -124,15 +124,12 @@ impl Inventory {
         let store = &self.shared.store;
         let mut saved = Saved::default();
         if work.link {
-            match self.link_up(&work.id).await? {
-                Some(epoch) => saved.epoch = Some(epoch),
-                None => return Ok(None),
-            }
-            let record = store.gateway(&work.id).await?;
-            saved.acknowledged = Some(record.acknowledged_sequence);
-            saved.generation = Some(record.generation);
-            if work.holds > record.generation {
-                let (holds, knows) = (work.holds, record.generation);
+            let Some(up) = self.link_up(&work.id).await? else { return Ok(None) };
+            saved.epoch = Some(up.epoch);
+            saved.acknowledged = Some(up.acknowledged_sequence);
+            saved.generation = Some(up.generation);
+            if work.holds > up.generation {
+                let (holds, knows) = (work.holds, up.generation);
                 warn!(gateway = %work.id, holds, knows, "a gateway holds a newer assignment than the store knows of");
             }
         }
@@ -147,7 +144,7 @@ impl Inventory {
         Ok(Some(saved))
     }
 
-    async fn link_up(&self, id: &GatewayId) -> Result<Option<u64>, StoreError> {
+    async fn link_up(&self, id: &GatewayId) -> Result<Option<LinkUp>, StoreError> {
         let store = &self.shared.store;
         match (store.link_up(id, &self.shared.replica).await, self.shared.unknown) {
             (Err(StoreError::NotFound { .. }), Unknown::Refuse) => Ok(None),

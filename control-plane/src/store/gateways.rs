@@ -121,6 +121,17 @@ pub struct LinkRecord {
     pub since: Millis,
 }
 
+/// A link that was written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkUp {
+    /// Grows with every link of the gateway.
+    pub epoch: u64,
+    /// Of the gateway's assignments.
+    pub generation: u64,
+    /// Transitions up to this sequence are kept.
+    pub acknowledged_sequence: u64,
+}
+
 /// What a gateway reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {

@@ -106,8 +106,8 @@ async fn certificates_are_revoked_for_good(db: &Db) {
 
 async fn the_newest_link_counts(db: &Db) {
     let store = prepared(db, 1).await;
-    let old = store.link_up(&gateway(0), "one").await.unwrap();
-    let new = store.link_up(&gateway(0), "two").await.unwrap();
+    let old = store.link_up(&gateway(0), "one").await.unwrap().epoch;
+    let new = store.link_up(&gateway(0), "two").await.unwrap().epoch;
     assert!(new > old);
     // The first replica notices late that its connection is dead.
     store.link_down(&gateway(0), old).await.unwrap();

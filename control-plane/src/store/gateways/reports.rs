@@ -2,7 +2,7 @@
 
 use crate::domain::{GatewayId, Millis};
 
-use super::{Report, unknown};
+use super::{LinkUp, Report, unknown};
 use crate::store::{
     Lock, Store, StoreError,
     row::{Columns, plain, signed},
@@ -41,21 +41,27 @@ impl Store {
     /// [`StoreError::NotFound`].
     ///
     /// # Returns
-    /// The epoch of the link.
-    pub async fn link_up(&self, id: &GatewayId, replica: &str) -> Result<u64, StoreError> {
+    /// What is known of the gateway at that moment, so that nobody has to read again.
+    pub async fn link_up(&self, id: &GatewayId, replica: &str) -> Result<LinkUp, StoreError> {
         let mut tx = self.write(Lock::Row).await?;
         let row = sqlx::query(
             "UPDATE gateways SET link_replica = $2, link_epoch = link_epoch + 1, link_since = $3, last_seen = $3 \
-             WHERE id = $1 AND removed IS NULL RETURNING link_epoch",
+             WHERE id = $1 AND removed IS NULL \
+             RETURNING link_epoch, generation, acknowledged_sequence",
         )
         .bind(id.as_str())
         .bind(replica)
         .bind(Millis::now().0)
         .fetch_all(&mut *tx)
         .await?;
-        let epoch = row.first().ok_or_else(|| unknown(id))?.unsigned("link_epoch")?;
+        let row = row.first().ok_or_else(|| unknown(id))?;
+        let up = LinkUp {
+            epoch: row.unsigned("link_epoch")?,
+            generation: row.unsigned("generation")?,
+            acknowledged_sequence: row.unsigned("acknowledged_sequence")?,
+        };
         tx.commit().await?;
-        Ok(epoch)
+        Ok(up)
     }
 
     /// Says that a link has ended. Does nothing if the gateway has a newer one, or is gone.
