@@ -80,7 +80,8 @@ fn telemetry_of(config: &Config, command: &Command) -> telemetry::TelemetryConfi
     if !service && telemetry.log_filter == telemetry::TelemetryConfig::default().log_filter {
         // What one gateway warns of is news; what thousands of simulated ones warn of is counted in the report.
         let simulates = matches!(command, Command::Fleet(args) if args.simulates());
-        telemetry.log_filter = if simulates { "warn,rookery_compute_worker=error" } else { "warn" }.to_owned();
+        telemetry.log_filter =
+            if simulates { "warn,rookery_compute_worker=error" } else { "warn" }.to_owned();
     }
     telemetry
 }
