@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  join ─► first version ─► idle, measured ─► second version in three waves ─► kill and restart ─► report
-//!          └──────── only with --rollout ───────┘      faults let loose
+//!          └ only with --rollout               └ with faults, only with --rollout
 //! ```
 
 mod bundle;
@@ -100,9 +100,6 @@ const OTHER_FILES: u64 = 256;
 
 /// How long what gateways have begun may take to end.
 const LEAVE: Duration = Duration::from_secs(5);
-
-/// How long links to a control plane that was killed may take to end.
-const CUT: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 ///
@@ -205,6 +202,7 @@ impl Fleet {
             }
             None => (idle(plane, args.idle).await?, None),
         };
+        roster.let_loose();
         let peak_bytes = plane.usage()?.map(|usage| usage.peak_bytes);
         let (links_lost, crashes) = (roster.losses(), roster.crashes());
         let back = self.restart(args, plane, folder).await?;
@@ -245,7 +243,9 @@ impl Fleet {
         let versions = rollout::push(plane, &plan, &factory, bundle.unwrap_or(&made_up)).await?;
         rollout::install(plane, &plan).await?;
         output::note("all gateways serve the first version");
+        self.common.roster.all_told(args.give_up_after).await?;
         let idle = idle(plane, args.idle).await?;
+        self.common.roster.let_loose();
         let faults = |gateway: &rookery_proto::v1::Gateway| {
             let index = self.common.index(&gateway.id);
             index.map(|index| self.common.roster.faults(index).to_vec()).unwrap_or_default()
@@ -267,12 +267,8 @@ impl Fleet {
         folder: &Path,
     ) -> Result<Option<Back>, Failure> {
         let roster = &self.common.roster;
-        let gone = async {
-            if !roster.nobody_there(CUT).await {
-                tracing::warn!("links to the control plane are still there {CUT:?} after it was killed");
-            }
-        };
-        let Some((killed, down)) = plane.restart(folder, gone).await? else { return Ok(None) };
+        let restarted = plane.restart(folder, || roster.all_gone()).await?;
+        let Some((killed, down)) = restarted else { return Ok(None) };
         output::note(format_args!("the control plane was killed and serves again after {down:.1?}"));
         roster.all_there(args.give_up_after).await?;
         let (took, most_a_second) = (killed.elapsed(), roster.most_links_a_second(killed));

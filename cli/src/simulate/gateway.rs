@@ -144,26 +144,40 @@ impl Gateway {
         let id = common.id(self.index);
         let service = Service::new(id.clone(), self.index, agent.clone(), Arc::clone(&common.roster));
         let gate = Gate::new(CALLS);
+        let _drained = DrainOnDrop(gate.clone());
         let mut routes = RoutesBuilder::default();
         routes.add_service(GatewayServiceServer::new(service));
         routes.add_service(InferenceServiceServer::new(Inference::new(id, agent.clone(), gate.clone())));
         let unsteady = common.roster.faults(self.index).contains(&Fault::Offline);
         let crash = Arc::clone(&self.crash);
         // Dropping the link closes its connection, so no arm needs to be cancel safe.
-        let gone = tokio::select! {
-            () = keep_link(self.config.clone(), routes.routes(), common.tasks.clone(), gate.clone()) => Gone::Offline,
-            () = self.pause(ONLINE), if unsteady => {
+        tokio::select! {
+            () = keep_link(self.config.clone(), routes.routes(), common.tasks.clone(), gate) => Gone::Offline,
+            () = self.stays(), if unsteady => {
                 common.roster.lost();
                 Gone::Offline
             }
             () = crash.notified() => Gone::Crashed,
-        };
-        // What runs beside the link, such as the renewal of certificates, ends with it.
-        gate.begin_drain();
-        gone
+        }
+    }
+
+    /// How long a gateway stays whose uplink goes away.
+    async fn stays(&mut self) {
+        let roster = Arc::clone(&self.common.roster);
+        roster.loose().await;
+        self.pause(ONLINE).await;
     }
 
     async fn pause(&mut self, (least, most): (Duration, Duration)) {
         sleep(self.dice.between(least, most).div_f64(self.profile.hurry)).await;
+    }
+}
+
+/// Ends what runs beside a link, such as the renewal of certificates, when the link is dropped.
+struct DrainOnDrop(Gate);
+
+impl Drop for DrainOnDrop {
+    fn drop(&mut self) {
+        self.0.begin_drain();
     }
 }

@@ -56,19 +56,19 @@ impl Plane {
         Self { process: None, endpoint, link, name: format!("sim-{run:x}") }
     }
 
-    /// Kills it and starts it again at the same addresses on the same state, after `when_dead`. Gives when it was killed
+    /// Kills it, says so to `dead`, and starts it again at the same addresses on the same state. Gives when it was killed
     /// and how long it was not there; `None` if it is somebody else's.
     pub(super) async fn restart(
         &mut self,
         folder: &Path,
-        when_dead: impl Future<Output = ()>,
+        dead: impl FnOnce(),
     ) -> Result<Option<(Instant, Duration)>, Failure> {
         let Some(process) = self.process.take() else { return Ok(None) };
         let link = self.link.parse().or_fail(|| format!("{} is no address", self.link))?;
         let at = (process.ready.listen, link);
         let killed = Instant::now();
         process.kill().await.or_fail(|| "could not kill the control plane".to_owned())?;
-        when_dead.await;
+        dead();
         self.process = Some(spawn(folder, at).await?);
         Ok(Some((killed, killed.elapsed())))
     }

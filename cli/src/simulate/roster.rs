@@ -1,20 +1,26 @@
 //! Who is linked at this moment, when links came about, and what happened to gateways.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::faults::{Fault, Faults};
 use crate::error::Failure;
 
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the control plane has kept everything.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// How many gateways are linked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
-    all: usize,
-    /// Of those, the ones that are never away by themselves.
+    /// Lives of the control plane before this one.
+    lives: usize,
+    /// Gateways that are linked to it and never away by themselves.
     steady: usize,
 }
 
@@ -24,6 +30,10 @@ pub(crate) struct Roster {
     /// The faults of each gateway.
     faults: Vec<Vec<Fault>>,
     count: watch::Sender<Count>,
+    /// Which gateways have transitions that the control plane has not acknowledged.
+    untold: Vec<AtomicBool>,
+    /// Whether gateways go away by themselves.
+    loose: watch::Sender<bool>,
     /// When links came about.
     links: Mutex<Vec<Instant>>,
     losses: AtomicU64,
@@ -35,6 +45,7 @@ pub(crate) struct Roster {
 pub(crate) struct Linked {
     roster: Arc<Roster>,
     steady: bool,
+    lives: usize,
 }
 
 impl Roster {
@@ -44,6 +55,8 @@ impl Roster {
         Self {
             faults: (0..count as u64).map(of).collect(),
             count: watch::Sender::default(),
+            untold: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            loose: watch::Sender::new(false),
             links: Mutex::default(),
             losses: AtomicU64::new(0),
             crashes: AtomicU64::new(0),
@@ -59,11 +72,51 @@ impl Roster {
     pub(crate) fn link(self: &Arc<Self>, index: usize) -> Linked {
         let steady = !self.faults(index).contains(&Fault::Offline);
         self.links().push(Instant::now());
+        let mut lives = 0;
         self.count.send_modify(|count| {
-            count.all += 1;
+            lives = count.lives;
             count.steady += usize::from(steady);
         });
-        Linked { roster: Arc::clone(self), steady }
+        Linked { roster: Arc::clone(self), steady, lives }
+    }
+
+    /// The control plane is dead, and whatever links gateways have yet to miss are none.
+    pub(crate) fn all_gone(&self) {
+        self.count.send_modify(|count| *count = Count { lives: count.lives + 1, steady: 0 });
+    }
+
+    /// Gateway `index` reports, with transitions or without.
+    pub(crate) fn reports(&self, index: usize, transitions: bool) {
+        if let Some(untold) = self.untold.get(index) {
+            untold.store(transitions, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until the control plane has kept all that gateways have told.
+    ///
+    /// # Errors
+    /// If it has not within `limit`.
+    pub(crate) async fn all_told(&self, limit: Duration) -> Result<(), Failure> {
+        let all = async {
+            while self.untold.iter().any(|untold| untold.load(Ordering::Relaxed)) {
+                sleep(LOOK).await;
+            }
+        };
+        timeout(limit, all).await.map_err(|_| {
+            let limit = humantime::format_duration(limit);
+            Failure::new(format!("the control plane has not kept what gateways told after {limit}"))
+        })
+    }
+
+    /// From now on gateways with that fault lose their uplinks.
+    pub(crate) fn let_loose(&self) {
+        self.loose.send_replace(true);
+    }
+
+    /// Waits until they do. Cancel safe.
+    pub(crate) async fn loose(&self) {
+        // The sender is here, so this ends only when it is so.
+        let _ = self.loose.subscribe().wait_for(|loose| *loose).await;
     }
 
     /// A gateway has lost its uplink by a fault of its own.
@@ -92,7 +145,9 @@ impl Roster {
     /// If they are not within `limit`.
     pub(crate) async fn all_there(&self, limit: Duration) -> Result<(), Failure> {
         let steady = self.faults.iter().filter(|faults| !faults.contains(&Fault::Offline)).count();
-        if self.until(limit, |count| count.steady >= steady).await {
+        let mut count = self.count.subscribe();
+        // The sender is here, so the wait ends by what is wanted or by the limit.
+        if timeout(limit, count.wait_for(|count| count.steady >= steady)).await.is_ok() {
             return Ok(());
         }
         let now = self.count.borrow().steady;
@@ -101,17 +156,6 @@ impl Roster {
             "only {now} of the {steady} gateways that are never away are linked after {limit}"
         ))
         .hint("what gateways and control plane wrote above says why"))
-    }
-
-    /// Waits until no gateway is linked. False if some still are after `limit`.
-    pub(crate) async fn nobody_there(&self, limit: Duration) -> bool {
-        self.until(limit, |count| count.all == 0).await
-    }
-
-    async fn until(&self, limit: Duration, wanted: impl Fn(&Count) -> bool) -> bool {
-        let mut count = self.count.subscribe();
-        // The sender is here, so the wait ends by what is wanted or by the limit.
-        timeout(limit, count.wait_for(|count| wanted(count))).await.is_ok()
     }
 
     /// Most links that came about within one second since `since`.
@@ -131,13 +175,10 @@ impl Roster {
     }
 }
 
-const SECOND: Duration = Duration::from_secs(1);
-
 impl Drop for Linked {
     fn drop(&mut self) {
         self.roster.count.send_modify(|count| {
-            count.all -= 1;
-            count.steady -= usize::from(self.steady);
+            count.steady -= usize::from(self.steady && self.lives == count.lives);
         });
     }
 }
@@ -154,12 +195,14 @@ mod tests {
         let mut linked: Vec<_> = (0..64).filter(steady).map(|index| roster.link(index)).collect();
         assert!((10..54).contains(&linked.len()));
         assert!(roster.all_there(Duration::ZERO).await.is_ok());
-        assert!(!roster.nobody_there(Duration::ZERO).await);
         linked.pop();
         let error = roster.all_there(Duration::ZERO).await.unwrap_err().to_string();
         assert!(error.contains(&format!("only {} of", linked.len())), "{error}");
-        drop(linked);
-        assert!(roster.nobody_there(Duration::ZERO).await);
+        roster.all_gone();
+        linked.push(roster.link((0..64).find(steady).unwrap()));
+        linked.drain(..2);
+        let error = roster.all_there(Duration::ZERO).await.unwrap_err().to_string();
+        assert!(error.contains("only 1 of"), "{error}");
     }
 
     #[test]

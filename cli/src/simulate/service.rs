@@ -36,6 +36,7 @@ impl Service {
 
     fn status(&self, first: bool) -> v1::GatewayStatus {
         let report = self.agent.report();
+        self.roster.reports(self.index, !report.transitions.is_empty());
         v1::GatewayStatus {
             gateway_id: self.id.clone(),
             worker_version: env!("CARGO_PKG_VERSION").to_owned(),
