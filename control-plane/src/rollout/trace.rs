@@ -119,10 +119,20 @@ impl Tracer {
             .filter(|view| view.record.link.as_ref().is_some_and(|link| link.replica == self.replica))
             .map(|view| &view.record.id)
             .collect();
+        // A wave ends many ways at a time.
+        let mut parents = BTreeMap::new();
         for end in new {
             let Some(rollout) = &end.rollout else { continue };
-            if ends(&end.transition) && here.contains(&end.gateway) {
-                way(store, rollout, &end).await?;
+            if !(ends(&end.transition) && here.contains(&end.gateway)) {
+                continue;
+            }
+            if !parents.contains_key(rollout) {
+                parents.insert(rollout.clone(), context(&store.traceparent(rollout).await?));
+            }
+            if let Some(parent) =
+                parents.get(rollout).filter(|parent| parent.span().span_context().is_valid())
+            {
+                way(store, rollout, parent, &end).await?;
             }
         }
         Ok(())
@@ -174,7 +184,12 @@ fn ends(transition: &TransitionRecord) -> bool {
 }
 
 /// Makes the span of a gateway's way and those of its phases.
-async fn way(store: &Store, rollout: &RolloutId, end: &GatewayTransition) -> Result<(), StoreError> {
+async fn way(
+    store: &Store,
+    rollout: &RolloutId,
+    parent: &Context,
+    end: &GatewayTransition,
+) -> Result<(), StoreError> {
     let filter = TransitionFilter { gateway: Some(end.gateway.clone()), rollout: Some(rollout.clone()) };
     let mut steps = store.transitions(&filter, MOST_OF_ONE).await?;
     let last = &end.transition;
@@ -184,11 +199,6 @@ async fn way(store: &Store, rollout: &RolloutId, end: &GatewayTransition) -> Res
             && step.transition.sequence <= last.sequence
     });
     steps.sort_by_key(|step| step.transition.sequence);
-    let record = store.rollout(&rollout.0).await?;
-    let parent = context(&record.traceparent);
-    if !parent.span().span_context().is_valid() {
-        return Ok(());
-    }
     // By its own clock, which may be anywhere: the end is taken to be when it became known.
     let moment = |at: Millis| {
         let ago = Duration::from_millis(u64::try_from(last.at.0.saturating_sub(at.0)).unwrap_or(0));
@@ -206,7 +216,7 @@ async fn way(store: &Store, rollout: &RolloutId, end: &GatewayTransition) -> Res
             KeyValue::new(attribute::ROLLOUT_GENERATION, i64::try_from(last.generation).unwrap_or(i64::MAX)),
             KeyValue::new(attribute::ROLLOUT_REASON, last.reason.clone()),
         ]);
-    let mut gateway = tracer.build_with_context(builder, &parent);
+    let mut gateway = tracer.build_with_context(builder, parent);
     if last.to != Phase::Serving.as_str() {
         gateway.set_status(Status::error(last.reason.clone()));
     }

@@ -167,6 +167,18 @@ impl Store {
         }
     }
 
+    /// The trace context of a roll-out. Reads no plan either.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn traceparent(&self, id: &RolloutId) -> Result<String, StoreError> {
+        let row = sqlx::query("SELECT traceparent FROM rollouts WHERE id = $1")
+            .bind(plain(&id.0))
+            .fetch_optional(self.database.reader())
+            .await?;
+        row.ok_or_else(|| not_found(format!("roll-out {id}")))?.text("traceparent")
+    }
+
     /// What was asked for with a roll-out. Reads no plan, so it costs the same for one gateway and for thousands.
     ///
     /// # Errors

@@ -61,6 +61,7 @@ async fn a_rollout_from_start_to_end(db: &Db) {
     assert_eq!(store.rollout(&first.id.0[..31]).await.unwrap(), kept, "by its beginning");
     assert_eq!(store.plans(&first.id).await.unwrap(), [first.plan.clone(), second, third.clone()]);
     assert_eq!(store.spec(&first.id).await.unwrap(), first.spec);
+    assert_eq!(store.traceparent(&first.id).await.unwrap(), first.traceparent);
     assert!(matches!(store.spec(&id(7)).await, Err(StoreError::NotFound { .. })));
     assert!(store.owners().await.unwrap().is_empty(), "what is over owns nothing");
     assert!(store.rollouts(true, 10).await.unwrap().is_empty());
