@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 pub(crate) enum Fault {
     /// It loses its link now and then, for seconds.
     Offline,
-    /// Its uplink has a fiftieth of the others' speed.
+    /// Its uplink has a tenth of the others' speed.
     Slow,
-    /// It answers a probe of a new version wrong.
+    /// It answers a probe of the second version wrong.
     BadProbe,
-    /// Its program dies in the middle of a switch, and starts again on what it had on disk.
+    /// Its program dies once while it tries the second version, and starts again on what it had on disk.
     Crash,
-    /// Its clock is wrong by up to a day.
+    /// Its clock is wrong by an hour to a day.
     Skew,
 }
 

@@ -9,7 +9,8 @@ use rookery_proto::v1::fleet_service_client::FleetServiceClient;
 use rookery_proto::v1::model_service_client::ModelServiceClient;
 use rookery_proto::v1::rollout_service_client::RolloutServiceClient;
 use rookery_proto::v1::{
-    CreateJoinTokenRequest, DeleteVersionRequest, Gateway, ListGatewaysRequest, RemoveGatewayRequest,
+    CreateJoinTokenRequest, DeleteVersionRequest, Gateway, ListGatewaysRequest, ListTransitionsRequest,
+    Phase, RemoveGatewayRequest,
 };
 
 use super::proc::{Usage, usage};
@@ -20,6 +21,9 @@ use crate::processes::{Process, Starting};
 
 /// Largest answer: the list of some thousand gateways.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Most transitions that a control plane lists.
+const MOST_TRANSITIONS: u32 = 10_000;
 
 /// How long gateways may join.
 const JOIN: Duration = Duration::from_secs(24 * 3600);
@@ -99,6 +103,21 @@ impl Plane {
         let request = ListGatewaysRequest { selector: self.selector() };
         let answer = self.fleet().await?.list_gateways(request).await;
         Ok(answer.map_err(|status| explain(&status))?.into_inner().gateways)
+    }
+
+    /// Gateways that refused the version of a roll-out, as far as its last transitions tell.
+    pub(super) async fn refusals(&self, rollout: &str) -> Result<Vec<String>, Failure> {
+        let request = ListTransitionsRequest {
+            rollout: rollout.to_owned(),
+            limit: MOST_TRANSITIONS,
+            ..ListTransitionsRequest::default()
+        };
+        let answer = self.fleet().await?.list_transitions(request).await;
+        let kept = answer.map_err(|status| explain(&status))?.into_inner().transitions.into_iter();
+        let failed = kept.filter(|kept| {
+            kept.transition.as_ref().is_some_and(|transition| transition.to() == Phase::Failed)
+        });
+        Ok(failed.map(|kept| kept.gateway).collect())
     }
 
     /// Pushes a bundle. Gives its digest.

@@ -127,7 +127,6 @@ pub(super) async fn roll_out(
     let spec = spec(plane, plan, NEW, &["1%", "20%", "100%"]);
     let end = follow(plane, spec, plan.limit, |seen| {
         note(&mut waves, seen, began.elapsed());
-        // On the way back a gateway does not tell any more that it had failed.
         let failed = seen.gateways.iter().filter(|gateway| gateway.phase == FAILED);
         refused.extend(failed.map(|gateway| gateway.gateway.clone()));
     })
@@ -137,6 +136,8 @@ pub(super) async fn roll_out(
     let cpu = before.zip(after).map(|(before, after)| after.share_since(&before, took));
     let state = end.state();
     let (settled, gateways) = settle(plane, plan, versions, state, began).await?;
+    // On the way back a gateway does not tell any more that it had failed, and of a large fleet not all transitions are listed.
+    refused.extend(plane.refusals(&end.id).await?);
     let outcome = Outcome::new(&gateways, versions, &refused, faults);
     Ok(Rollout { state, reason: end.reason, waves, took, cpu, settled, outcome })
 }
