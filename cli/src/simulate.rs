@@ -27,6 +27,7 @@ use rookery_proto::server::{OnPanic, Tasks};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::commands::rollouts::state_name;
 use crate::error::{Failure, OrFail};
 use crate::{open_files, output};
 use faults::Faults;
@@ -254,7 +255,7 @@ impl Fleet {
         output::note(format_args!(
             "the roll-out of the second version is over after {:.1?}: {}",
             rollout.took,
-            report::word(rollout.state)
+            state_name(rollout.state)
         ));
         Ok((idle, rollout))
     }

@@ -8,7 +8,7 @@
 //!
 //! # Ownership
 //!
-//! [`live::Live`] is behind a lock that is never held across an await. One task, [`Inventory::run`], writes to the store:
+//! `live::Live` is behind a lock that is never held across an await. One task, [`Inventory::run`], writes to the store:
 //! links, transitions, and reports when they change or a minute has passed, so that heartbeats cost the store nothing. Its
 //! queue holds every gateway at most once.
 //!

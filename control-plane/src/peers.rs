@@ -12,7 +12,7 @@
 //!
 //! # Failure
 //!
-//! A replica that stops beating is dead after [`crate::inventory::DEAD_AFTER`]: its task ends, and its gateways are offline
+//! A replica that stops beating is dead after `inventory::DEAD_AFTER`: its task ends, and its gateways are offline
 //! until they have dialled another one. So they are at once when the connection to it breaks.
 
 mod forward;

@@ -1,7 +1,7 @@
 //! What must outlive the process, in SQLite or PostgreSQL.
 //!
 //! One SQL text serves both: `$1` placeholders (SQLite numbers them alike), BIGINT and TEXT only, JSON as text, times in
-//! milliseconds. [`connection`] makes the two behave alike, [`migrate`] brings the schema up to date.
+//! milliseconds. `connection` makes the two behave alike, `migrate` brings the schema up to date.
 //!
 //! - A call that has returned is durable. A call that failed has changed nothing, unless the database was lost while it
 //!   committed: read again then.

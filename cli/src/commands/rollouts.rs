@@ -11,6 +11,7 @@ use rookery_proto::v1::rollout_service_client::RolloutServiceClient;
 
 use crate::client::{self, Channel};
 use crate::error::Failure;
+pub(crate) use show::state as state_name;
 
 /// Largest answer: a roll-out over many thousands of gateways.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

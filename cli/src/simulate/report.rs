@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use rookery_proto::v1::RolloutState;
 use serde_json::{Value, json};
 
 use super::outcome::Row;
 use super::rollout::{Rollout, Wave};
+use crate::commands::rollouts::state_name;
 use crate::output::{self, Table};
 
 /// The control plane with nothing but heartbeats.
@@ -55,22 +55,6 @@ fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-/// A roll-out's state in a word.
-pub(super) fn word(state: RolloutState) -> &'static str {
-    match state {
-        RolloutState::Unspecified => "unknown",
-        RolloutState::Running => "running",
-        RolloutState::Soaking => "soaking",
-        RolloutState::AwaitingApproval => "awaiting approval",
-        RolloutState::AwaitingWindow => "awaiting a window",
-        RolloutState::Paused => "paused",
-        RolloutState::RollingBack => "rolling back",
-        RolloutState::Done => "done",
-        RolloutState::RolledBack => "rolled back",
-        RolloutState::Aborted => "aborted",
-    }
-}
-
 impl Report {
     pub(super) fn table(&self) -> String {
         let per = |amount: f64| amount / self.gateways as f64;
@@ -95,7 +79,7 @@ impl Report {
                 let took = wave.ended.saturating_sub(wave.began);
                 row(&format!("wave {}: {counts}", number + 1), plain(seconds(took)));
             }
-            row(&format!("roll-out: {}", word(rollout.state)), plain(seconds(rollout.took)));
+            row(&format!("roll-out: {}", state_name(rollout.state)), plain(seconds(rollout.took)));
             let settled = rollout.settled.map_or_else(|| "not all".to_owned(), seconds);
             row("all are where they belong", plain(settled));
             if let Some(used) = rollout.cpu {
@@ -112,7 +96,7 @@ impl Report {
         }
         let mut text = table.render();
         if let Some(rollout) = &self.rollout {
-            text.push_str(&format!("\n{}: {}\n\n", word(rollout.state), rollout.reason));
+            text.push_str(&format!("\n{}: {}\n\n", state_name(rollout.state), rollout.reason));
             text.push_str(&outcome(rollout));
         }
         text
@@ -145,7 +129,7 @@ fn rollout_json(rollout: &Rollout) -> Value {
         })
     };
     json!({
-        "state": word(rollout.state), "reason": rollout.reason, "took_s": rollout.took.as_secs_f64(),
+        "state": state_name(rollout.state), "reason": rollout.reason, "took_s": rollout.took.as_secs_f64(),
         "settled_s": rollout.settled.map(|settled| settled.as_secs_f64()), "cpu": rollout.cpu,
         "waves": rollout.waves.iter().map(wave).collect::<Vec<_>>(),
         "outcome": rollout.outcome.rows, "wrong_clocks": rollout.outcome.wrong_clocks,

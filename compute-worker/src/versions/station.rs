@@ -1,4 +1,4 @@
-//! A real gateway as a [`Machine`]: versions on disk, blobs from the control plane, engines in this process.
+//! A real gateway as a `Machine`: versions on disk, blobs from the control plane, engines in this process.
 //!
 //! ```text
 //!  download ─► verify ──────► stage ────────► probe ──────► activate ─────────► drain

@@ -174,7 +174,7 @@ pub(super) fn utc(at: Option<&Timestamp>) -> Option<String> {
 }
 
 /// A state in words.
-pub(super) fn state(state: RolloutState) -> &'static str {
+pub(crate) fn state(state: RolloutState) -> &'static str {
     match state {
         RolloutState::Unspecified => "unknown",
         RolloutState::Running => "running",
