@@ -1,17 +1,18 @@
 //! Puts a control plane together from its checked configuration, and takes it apart again.
 //!
 //! ```text
-//!  start:  state folder ─► store (migrated) ─► artifacts, authority ─► inventory, reconciler, peers ─► ports
+//!  start:  state folder ─► store (migrated) ─► artifacts, authority ─► inventory, reconciler, peers ─► ports (their own thread)
 //!  drain:  refuse new calls ─► running streams end, or are cut ─► connections and links close ─► store closes
 //! ```
 
 mod clients;
 mod routes;
 mod state;
+mod traffic;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -30,7 +31,7 @@ use tracing::info;
 
 use crate::{
     artifacts::{ArtifactError, Artifacts},
-    config::{ServerIdentity, ValidControlPlaneConfig},
+    config::ValidControlPlaneConfig,
     domain::{Labels, Millis},
     fleet::Fleet,
     inventory::{DownloadLimits, Inventory, Unknown},
@@ -40,8 +41,9 @@ use crate::{
     store::{NewJoinToken, Store, StoreError},
     trust::{Authority, AuthorityError, NoRandomness, Pending, Refusals, ServerTls, TlsError},
 };
-use clients::ClientsPort;
+use clients::{ClientsPort, clients_tls};
 use state::State;
+use traffic::TrafficThread;
 
 /// Starts control planes.
 pub struct ControlPlane;
@@ -58,6 +60,9 @@ pub enum ControlPlaneError {
         #[source]
         source: io::Error,
     },
+    /// There is no thread for traffic.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// A file of the state folder cannot be used.
     #[error("cannot {what} {path:?}")]
     File {
@@ -95,11 +100,16 @@ impl ControlPlane {
     /// # Errors
     /// Tells what cannot be used; nothing is left running then.
     pub async fn start(config: ValidControlPlaneConfig) -> Result<RunningControlPlane, ControlPlaneError> {
-        let (clients, address) = listen(config.listen).await?;
-        let (workers, link_address) = listen(config.link.listen).await?;
+        let traffic = TrafficThread::start().map_err(ControlPlaneError::Thread)?;
+        let listen = async |address| {
+            let listening = traffic.listen(address).await;
+            listening.map_err(|source| ControlPlaneError::Listen { address, source })
+        };
+        let clients = listen(config.listen).await?;
+        let workers = listen(config.link.listen).await?;
         let state = State::open(&config.state, &config.artifacts).await?;
         let store = state.store.clone();
-        let started = Self::with_state(config, state, (clients, address), (workers, link_address));
+        let started = Self::with_state(config, state, traffic, clients, workers);
         if started.is_err() {
             store.close().await;
         }
@@ -109,6 +119,7 @@ impl ControlPlane {
     fn with_state(
         config: ValidControlPlaneConfig,
         state: State,
+        traffic: TrafficThread,
         (clients, address): (TcpListener, SocketAddr),
         (workers, link_address): (TcpListener, SocketAddr),
     ) -> Result<RunningControlPlane, ControlPlaneError> {
@@ -134,6 +145,7 @@ impl ControlPlane {
             drain_timeout: config.drain_timeout,
             gate: Gate::new(config.limits.max_calls.get()),
             tasks: Tasks::new(),
+            traffic,
             fleet,
             store: state.store,
             artifacts: state.artifacts,
@@ -152,8 +164,11 @@ impl ControlPlane {
         let link_routes = control_plane.link_routes(&config, &peers);
         control_plane.spawn_health(health);
         control_plane.spawn_upkeep(peers);
-        control_plane.spawn_clients(clients, routes, &config);
-        control_plane.spawn_links(workers, link_routes, config);
+        {
+            let _inside = control_plane.traffic.enter();
+            control_plane.spawn_clients(clients, routes, &config);
+            control_plane.spawn_links(workers, link_routes, config);
+        }
         info!(
             %address,
             %link_address,
@@ -170,61 +185,14 @@ fn at_handshake(pending: usize) -> usize {
     pending.saturating_mul(2)
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ControlPlaneError> {
-    let error = |source| ControlPlaneError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(error)?;
-    let address = listener.local_addr().map_err(error)?;
-    Ok((listener, address))
-}
-
-fn clients_tls(
-    authority: &Authority,
-    identity: &ServerIdentity,
-    address: SocketAddr,
-) -> Result<ServerTls, TlsError> {
-    match identity {
-        ServerIdentity::Own { names } => ServerTls::clients(authority, usual_names(names, address.ip())),
-        ServerIdentity::Files { certificate, key } => {
-            ServerTls::clients_with_files(authority, certificate, key)
-        }
-    }
-}
-
-/// The configured names, and those that always lead here.
-fn usual_names(configured: &[String], address: IpAddr) -> Vec<String> {
-    let mut names = configured.to_vec();
-    let mut add = |name: String| {
-        if !name.is_empty() && !names.contains(&name) {
-            names.push(name);
-        }
-    };
-    add("localhost".to_owned());
-    add(Ipv4Addr::LOCALHOST.to_string());
-    add(Ipv6Addr::LOCALHOST.to_string());
-    if !address.is_unspecified() {
-        add(address.to_string());
-    }
-    // A machine without a usable name is called by its address.
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-    add(host
-        .trim()
-        .to_owned()
-        .into_bytes()
-        .into_iter()
-        .filter(|byte| plain(*byte))
-        .map(char::from)
-        .collect());
-    names
-}
-
-/// A control plane that serves. Dropping it does not stop it; [`RunningControlPlane::drain`] does.
+/// A control plane that serves. [`RunningControlPlane::drain`] stops it; dropping it only cuts all its connections.
 pub struct RunningControlPlane {
     address: SocketAddr,
     link_address: SocketAddr,
     drain_timeout: Duration,
     gate: Gate,
     tasks: Tasks,
+    traffic: TrafficThread,
     fleet: Fleet,
     store: Store,
     artifacts: Artifacts,

@@ -1,6 +1,10 @@
 //! The clients' port: TLS where it is on, then HTTP/2 with everything that people and programs call.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::http::Extensions;
 use rookery_proto::server::{ConnectionLimits, Gate, OnPanic, Peer, Tasks, chain, serve_as};
@@ -12,7 +16,10 @@ use tokio::{
 use tonic::service::Routes;
 use tracing::debug;
 
-use crate::trust::{Pending, Refusals, ServerTls};
+use crate::{
+    config::ServerIdentity,
+    trust::{Authority, Pending, Refusals, ServerTls, TlsError},
+};
 
 /// The clients' port with TLS. Clones are the same one.
 #[derive(Clone)]
@@ -71,4 +78,46 @@ impl ClientsPort {
     async fn place(&self, limit: Duration) -> Option<OwnedSemaphorePermit> {
         timeout(limit, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()
     }
+}
+
+/// The port's certificate: a configured one, or one of its own authority.
+pub(super) fn clients_tls(
+    authority: &Authority,
+    identity: &ServerIdentity,
+    address: SocketAddr,
+) -> Result<ServerTls, TlsError> {
+    match identity {
+        ServerIdentity::Own { names } => ServerTls::clients(authority, usual_names(names, address.ip())),
+        ServerIdentity::Files { certificate, key } => {
+            ServerTls::clients_with_files(authority, certificate, key)
+        }
+    }
+}
+
+/// The configured names, and those that always lead here.
+fn usual_names(configured: &[String], address: IpAddr) -> Vec<String> {
+    let mut names = configured.to_vec();
+    let mut add = |name: String| {
+        if !name.is_empty() && !names.contains(&name) {
+            names.push(name);
+        }
+    };
+    add("localhost".to_owned());
+    add(Ipv4Addr::LOCALHOST.to_string());
+    add(Ipv6Addr::LOCALHOST.to_string());
+    if !address.is_unspecified() {
+        add(address.to_string());
+    }
+    // A machine without a usable name is called by its address.
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    add(host
+        .trim()
+        .to_owned()
+        .into_bytes()
+        .into_iter()
+        .filter(|byte| plain(*byte))
+        .map(char::from)
+        .collect());
+    names
 }

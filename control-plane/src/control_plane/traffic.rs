@@ -1,0 +1,85 @@
+//! The thread that moves clients' and gateways' bytes.
+//!
+//! A token on its way through is a few bytes from a link, handed over by three tasks, and a few bytes to a client. Threads
+//! that share such tasks wake each other for every one of them, which costs more than the tasks do. One thread takes all the
+//! tokens that came together, and writes them together. What computes (roll-outs, inventory) or blocks runs elsewhere.
+//!
+//! ```text
+//!  link ─► one read ─► 16 frames ─► 16 answers ─► 16 frames ─► one write ─► client
+//! ```
+
+use std::{io, net::SocketAddr, thread};
+
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, EnterGuard, Handle},
+    sync::oneshot,
+};
+
+/// A thread with a runtime of its own. Dropping this ends it, and with it whatever still runs there.
+pub(super) struct TrafficThread {
+    handle: Handle,
+    _alive: oneshot::Sender<()>,
+}
+
+impl TrafficThread {
+    /// # Errors
+    /// If the system gives no thread or nothing to wait with.
+    pub(super) fn start() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().thread_name("rookery-traffic").enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (alive, dropped) = oneshot::channel::<()>();
+        thread::Builder::new().name("rookery-traffic".to_owned()).spawn(move || {
+            // Nothing is ever sent.
+            let _ = runtime.block_on(dropped);
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { handle, _alive: alive })
+    }
+
+    /// Tasks that are spawned while the guard lives run on this thread, and so do those that they spawn.
+    pub(super) fn enter(&self) -> EnterGuard<'_> {
+        self.handle.enter()
+    }
+
+    /// A port whose connections this thread serves.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub(super) async fn listen(&self, address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+        let bound = self.handle.spawn(TcpListener::bind(address)).await;
+        let listener = bound.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_spawned_inside_runs_on_the_thread_and_ends_with_it() {
+        let traffic = TrafficThread::start().unwrap();
+        let name = || thread::current().name().map(str::to_owned);
+        let spawned = {
+            let _inside = traffic.enter();
+            tokio::spawn(async move { [name(), tokio::spawn(async move { name() }).await.unwrap()] })
+        };
+        for name in spawned.await.unwrap() {
+            assert_eq!(name.as_deref(), Some("rookery-traffic"));
+        }
+        let (listener, address) = traffic.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let taken = traffic.listen(address).await.unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        let left = {
+            let _inside = traffic.enter();
+            tokio::spawn(pending::<()>())
+        };
+        drop(traffic);
+        assert!(left.await.unwrap_err().is_cancelled());
+    }
+}
