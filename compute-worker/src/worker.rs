@@ -1,7 +1,7 @@
 //! Puts a worker together from its checked configuration, and takes it apart again.
 //!
 //! ```text
-//!  start:  bundles (verified) ─► engines (probed) ─► services ─► own port, link to the control plane
+//!  start:  bundles (verified) ─► engines (probed) ─► services ─► own port, link to the control plane (their own thread)
 //!          committed versions, one after the other, while it serves
 //!  drain:  versions stay as they are ─► refuse new calls ─► running streams end, or are cut ─► connections close
 //!          ─► engines stop
@@ -12,7 +12,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use rookery_model::bundle::{Bundle, BundleError, NoProgress, Progress};
 use rookery_proto::{
     server::{
-        Gate, OnPanic, ReflectionError, Tasks, accept_and_serve, add_health, add_reflection,
+        Gate, OnPanic, ReflectionError, Tasks, TrafficThread, accept_and_serve, add_health, add_reflection,
         add_shared_health,
     },
     v1::{
@@ -83,6 +83,9 @@ pub enum WorkerError {
     /// The folder of versions cannot be used.
     #[error("cannot use the folder of versions (worker.state)")]
     Versions(#[source] StoreError),
+    /// There is no thread for traffic.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The port cannot be used.
     #[error("cannot listen on {address}")]
     Listen {
@@ -159,10 +162,10 @@ impl Worker {
     async fn assemble(config: ValidWorkerConfig, started: Started) -> Result<RunningWorker, WorkerError> {
         let Started { engines, demands, backends } = started;
         let models = Models::new(engines.clone()).map_err(WorkerError::DuplicateModel)?;
-        let address = config.listen;
-        let listen_error = |source| WorkerError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
+        let traffic = TrafficThread::start().map_err(WorkerError::Thread)?;
+        let listening = traffic.listen(config.listen).await;
+        let (listener, address) =
+            listening.map_err(|source| WorkerError::Listen { address: config.listen, source })?;
         let tasks = Tasks::new();
         let backend_reason = backends.as_ref().map(|backends| backends.reason().to_owned());
         let versions = open_versions(&config, &tasks, &models, demands, backends).await?;
@@ -172,6 +175,7 @@ impl Worker {
             drain_timeout: config.drain_timeout,
             gate: Gate::new(config.limits.max_calls.get()),
             tasks,
+            traffic,
             models,
             bundles: engines,
             versions,
@@ -179,9 +183,12 @@ impl Worker {
         };
         let (routes, link_routes, health) = worker.routes(&config)?;
         worker.spawn_health(health);
-        worker.spawn_listener(listener, routes, &config);
-        if let Some(link) = config.link {
-            worker.spawn_agent(link, link_routes);
+        {
+            let _inside = worker.traffic.enter();
+            worker.spawn_listener(listener, routes, &config);
+            if let Some(link) = config.link {
+                worker.spawn_agent(link, link_routes);
+            }
         }
         info!(%address, gateway_id = worker.gateway_id, "the worker serves");
         Ok(worker)
@@ -246,13 +253,14 @@ async fn open_versions(
     Ok(Some(Agent::start(Arc::new(station), tasks).await))
 }
 
-/// A worker that serves. Dropping it does not stop it; [`RunningWorker::drain`] does.
+/// A worker that serves. [`RunningWorker::drain`] stops it; dropping it only cuts all its connections.
 pub struct RunningWorker {
     address: SocketAddr,
     gateway_id: String,
     drain_timeout: Duration,
     gate: Gate,
     tasks: Tasks,
+    traffic: TrafficThread,
     models: Models,
     /// Engines of the bundles that it was started with.
     bundles: Vec<EngineHandle>,

@@ -8,7 +8,6 @@
 mod clients;
 mod routes;
 mod state;
-mod traffic;
 
 use std::{
     io,
@@ -20,7 +19,7 @@ use std::{
 
 use rookery_proto::{
     join_token::JoinToken,
-    server::{Gate, OnPanic, ReflectionError, Tasks, accept, accept_and_serve},
+    server::{Gate, OnPanic, ReflectionError, Tasks, TrafficThread, accept, accept_and_serve},
     v1::inference_service_server::SERVICE_NAME,
 };
 use tempfile::TempDir;
@@ -43,7 +42,6 @@ use crate::{
 };
 use clients::{ClientsPort, clients_tls};
 use state::State;
-use traffic::TrafficThread;
 
 /// Starts control planes.
 pub struct ControlPlane;

@@ -16,6 +16,7 @@ mod limits;
 mod listener;
 mod preface;
 mod tasks;
+mod traffic;
 
 pub use answer::{Answer, STALL_LIMIT, answer};
 pub use gate::{Admission, Gate};
@@ -23,6 +24,7 @@ pub use http2::{ConnectionError, ConnectionLimits, serve, serve_as};
 pub use limits::{LimitError, ServerLimits};
 pub use listener::{accept, accept_and_serve};
 pub use tasks::{OnPanic, TaskExecutor, Tasks};
+pub use traffic::TrafficThread;
 
 use std::net::SocketAddr;
 

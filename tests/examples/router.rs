@@ -27,7 +27,10 @@ use tokio::task::JoinSet;
 
 const STREAMS: usize = 16;
 
-/// Seconds of a round.
+/// Rounds of two phases each.
+const ROUNDS: u32 = 6;
+
+/// Seconds of a phase.
 const PHASE: u64 = 6;
 
 /// Ticks of `/proc/PID/stat` in a second, on every Linux of today.
@@ -76,29 +79,33 @@ async fn overhead() -> anyhow::Result<()> {
     let before = processor_seconds(pid)?;
     tokio::time::sleep(Duration::from_secs(PHASE)).await;
     let idle = processor_seconds(pid)? - before;
-    let (mut directly, mut routed, mut seconds) = (Way::default(), Way::default(), 0.0);
-    println!("round  direct p50/p99 ms   routed p50/p99 ms   added p50/p99 ms");
-    for round in 1..=6 {
-        let before = processor_seconds(pid)?;
+    let (mut directly, mut routed) = (Way::default(), Way::default());
+    let (mut seconds, mut tokens) = (0.0, 0);
+    println!("round  direct p50/p99 ms   routed p50/p99 ms   added p50/p99 ms   all routed: µs a token");
+    for round in 1..=ROUNDS {
         let [mut one, mut other] = phase(ways, PHASE).await?;
-        seconds += processor_seconds(pid)? - before - idle;
-        print_row(&round.to_string(), &mut one, &mut other);
+        // All of them through the control plane, so that all that it does is theirs.
+        let before = processor_seconds(pid)?;
+        let all = phase([plane.listen; 2], PHASE).await?;
+        let (used, passed) = (processor_seconds(pid)? - before - idle, all[0].tokens + all[1].tokens);
+        print_row(&round.to_string(), &mut one, &mut other, (used, passed));
         directly.add(one);
         routed.add(other);
+        (seconds, tokens) = (seconds + used, tokens + passed);
     }
-    print_row("all", &mut directly, &mut routed);
-    println!("{} generations each way, or nearly", routed.first_tokens.len());
-    let micros = seconds * 1e6 / routed.tokens as f64;
-    println!("processor time that it adds: {micros:.1} µs a token, over {} tokens", routed.tokens);
+    print_row("all", &mut directly, &mut routed, (seconds, tokens));
+    let answers = routed.first_tokens.len();
+    println!("times of {answers} answers each way, or nearly; processor time over {tokens} tokens");
     println!("without requests the control plane uses {:.1} % of a processor", idle * 100.0 / PHASE as f64);
     worker.stop().await;
     Ok(())
 }
 
-fn print_row(name: &str, direct: &mut Way, routed: &mut Way) {
+fn print_row(name: &str, direct: &mut Way, routed: &mut Way, (seconds, tokens): (f64, u64)) {
     let [a, b] = [direct.millis(0.5), direct.millis(0.99)];
     let [c, d] = [routed.millis(0.5), routed.millis(0.99)];
-    println!("{name:>5}  {a:8.2} {b:8.2}   {c:8.2} {d:8.2}   {:8.2} {:8.2}", c - a, d - b);
+    let (p50, p99, micros) = (c - a, d - b, seconds * 1e6 / tokens as f64);
+    println!("{name:>5}  {a:8.2} {b:8.2}   {c:8.2} {d:8.2}   {p50:8.2} {p99:8.2}   {micros:12.1}");
 }
 
 /// All streams, one generation after the other, this way and that in turns, for so many seconds: whatever else the machine does

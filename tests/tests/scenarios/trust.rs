@@ -65,7 +65,7 @@ async fn a_join_token_lets_in_whom_it_is_for() {
     let another = world.token(5, Duration::from_secs(60)).await;
     let status = enrol(&another, "gw-1", &second).await.unwrap_err();
     assert_eq!(reason_of(&status), Some(Reason::VersionExists));
-    assert_eq!(world.told("join token"), 1, "each address is logged once");
+    assert_eq!(world.told("join token").await, 1, "each address is logged once");
     world.stop().await;
 }
 
@@ -81,14 +81,14 @@ async fn a_certificate_that_is_not_good_gets_no_link() {
     let credentials = Credentials::from_pem(&issued.pem, &own.serialize_pem()).unwrap();
     let mut link = world.dial(ALPN_LINK, Some(credentials)).await.unwrap();
     assert!(link.read_u8().await.is_err(), "the control plane hangs up");
-    assert_eq!(world.told("handshake"), 1);
+    assert_eq!(world.told("handshake").await, 1);
 
     // Of a gateway that never joined, although the authority has signed it.
     let issued = authority.issue_gateway(&request_of(&own), &id, Duration::from_secs(60)).unwrap();
     let credentials = Credentials::from_pem(&issued.pem, &own.serialize_pem()).unwrap();
     let link = Dialled::link(&world, credentials, "gw-1", Behaviour::Fine).await;
     within("the link ends", link.ended()).await;
-    assert_eq!(world.told("certificate"), 1);
+    assert_eq!(world.told("certificate").await, 1);
 
     // One that has joined is linked, until its certificate is revoked; then it is cut off, and let in no more.
     let (_, joined) = world.join("gw-1").await;
@@ -127,7 +127,7 @@ async fn a_gateway_is_who_its_certificate_says() {
         within("the link of the impostor ends", link.ended()).await;
         world.until_linked(&["healthy"]).await;
     }
-    assert_eq!(world.told("gateway id"), 1, "three attempts, one line");
+    assert_eq!(world.told("gateway id").await, 1, "three attempts, one line");
     assert_eq!(world.generate().await.gateway(), "healthy");
     // A status of another name later ends the link as well.
     let link = Dialled::link(&world, joined, "evil", Behaviour::Rename("healthy")).await;
@@ -149,7 +149,7 @@ async fn ports_with_tls_answer_to_nothing_else() {
             assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
         }
     }
-    assert_eq!(world.told("handshake"), 1);
+    assert_eq!(world.told("handshake").await, 1);
     // A link needs a certificate, and so do all services but enrolment.
     let mut link = world.dial(ALPN_LINK, None).await.unwrap();
     let mut bytes = Vec::new();
@@ -185,7 +185,7 @@ async fn oversized_messages_are_refused_and_hurt_nobody() {
     let (_, joined) = world.join("large").await;
     let link = Dialled::link(&world, joined.clone(), "large", Behaviour::Huge).await;
     within("a link with a huge status ends", link.ended()).await;
-    assert_eq!(world.told("link"), 1);
+    assert_eq!(world.told("link").await, 1);
     let large = "x".repeat(2 << 20);
     let status = world.try_generate(&large, Some(world.admin())).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");

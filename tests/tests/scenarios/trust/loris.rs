@@ -43,8 +43,8 @@ async fn who_says_nothing_before_tls_loses_the_place() {
         within("all are hung up on", silent.join_all()).await;
         assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
     }
-    assert_eq!(world.told("handshake"), 1, "however many there were");
-    assert_eq!(world.told("crowded"), 1, "and however many had to make room");
+    assert_eq!(world.told("handshake").await, 1, "however many there were");
+    assert_eq!(world.told("crowded").await, 1, "and however many had to make room");
     world.join("later").await;
     world.stop().await;
 }
@@ -91,7 +91,7 @@ async fn who_never_says_who_it_is_loses_the_link() {
         within("a silent link ends", link.ended()).await;
     }
     assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
-    assert_eq!(world.told("link"), 1);
+    assert_eq!(world.told("link").await, 1);
     let link = Dialled::link(&world, joined, "slow", Behaviour::Fine).await;
     world.until_linked(&["healthy", "slow"]).await;
     drop(link);

@@ -45,7 +45,7 @@ async fn calls_need_a_token_that_is_known_and_has_not_ended() {
     };
     // Whether it ended or never was is nobody's business.
     assert_eq!(messages[0], messages[1]);
-    assert_eq!(world.told("bearer token"), 1, "six refusals of one address are one line");
+    assert_eq!(world.told("bearer token").await, 1, "six refusals of one address are one line");
     // Health needs none; reflection and services that do not exist do.
     let mut health = HealthClient::new(world.clients());
     health.check(HealthCheckRequest { service: String::new() }).await.unwrap();

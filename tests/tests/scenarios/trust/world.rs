@@ -80,8 +80,14 @@ impl World {
         &self.admin
     }
 
-    /// How many lines of this kind were logged.
-    pub(super) fn told(&self, kind: &str) -> usize {
+    /// How many lines of this kind were logged, once there is one: who is refused sees it before that.
+    pub(super) async fn told(&self, kind: &str) -> usize {
+        within(&format!("{kind:?} is logged"), async {
+            while self.plane.refusals().told(kind) == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
         self.plane.refusals().told(kind)
     }
 

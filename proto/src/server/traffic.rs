@@ -1,8 +1,8 @@
-//! The thread that moves clients' and gateways' bytes.
+//! The thread that moves a server's bytes.
 //!
-//! A token on its way through is a few bytes from a link, handed over by three tasks, and a few bytes to a client. Threads
-//! that share such tasks wake each other for every one of them, which costs more than the tasks do. One thread takes all the
-//! tokens that came together, and writes them together. What computes (roll-outs, inventory) or blocks runs elsewhere.
+//! A token on its way through is a few bytes from an engine or a link, handed over by three tasks, and a few bytes to a client.
+//! Threads that share such tasks wake each other for every one of them, which costs more than the tasks do. One thread takes
+//! all the tokens that came together, and writes them together. What computes or blocks runs elsewhere.
 //!
 //! ```text
 //!  link ─► one read ─► 16 frames ─► 16 answers ─► 16 frames ─► one write ─► client
@@ -17,15 +17,17 @@ use tokio::{
 };
 
 /// A thread with a runtime of its own. Dropping this ends it, and with it whatever still runs there.
-pub(super) struct TrafficThread {
+pub struct TrafficThread {
     handle: Handle,
     _alive: oneshot::Sender<()>,
 }
 
 impl TrafficThread {
+    /// A thread that waits for something to do.
+    ///
     /// # Errors
     /// If the system gives no thread or nothing to wait with.
-    pub(super) fn start() -> io::Result<Self> {
+    pub fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().thread_name("rookery-traffic").enable_all().build()?;
         let handle = runtime.handle().clone();
         let (alive, dropped) = oneshot::channel::<()>();
@@ -38,7 +40,7 @@ impl TrafficThread {
     }
 
     /// Tasks that are spawned while the guard lives run on this thread, and so do those that they spawn.
-    pub(super) fn enter(&self) -> EnterGuard<'_> {
+    pub fn enter(&self) -> EnterGuard<'_> {
         self.handle.enter()
     }
 
@@ -46,7 +48,7 @@ impl TrafficThread {
     ///
     /// # Errors
     /// If the address cannot be used.
-    pub(super) async fn listen(&self, address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
         let bound = self.handle.spawn(TcpListener::bind(address)).await;
         let listener = bound.unwrap_or_else(|error| Err(io::Error::other(error)))?;
         let address = listener.local_addr()?;
