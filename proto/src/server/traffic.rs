@@ -58,30 +58,35 @@ impl TrafficThread {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::{future::pending, time::Duration};
+
+    use tokio::sync::mpsc;
 
     use super::*;
+    use crate::server::{OnPanic, Tasks};
 
     #[tokio::test]
     async fn what_is_spawned_inside_runs_on_the_thread_and_ends_with_it() {
-        let traffic = TrafficThread::start().unwrap();
-        let name = || thread::current().name().map(str::to_owned);
-        let spawned = {
+        let (traffic, tasks) = (TrafficThread::start().unwrap(), Tasks::new());
+        let (names, mut seen) = mpsc::channel(2);
+        {
             let _inside = traffic.enter();
-            tokio::spawn(async move { [name(), tokio::spawn(async move { name() }).await.unwrap()] })
-        };
-        for name in spawned.await.unwrap() {
-            assert_eq!(name.as_deref(), Some("rookery-traffic"));
+            let inner = tasks.clone();
+            tasks.spawn("outer", OnPanic::Log, async move {
+                let name = || thread::current().name().map(str::to_owned);
+                names.send(name()).await.unwrap();
+                inner.spawn("inner", OnPanic::Log, async move { names.send(name()).await.unwrap() });
+            });
+            tasks.spawn("endless", OnPanic::Log, pending());
+        }
+        for _ in 0..2 {
+            assert_eq!(seen.recv().await.unwrap().as_deref(), Some("rookery-traffic"));
         }
         let (listener, address) = traffic.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let taken = traffic.listen(address).await.unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         drop(listener);
-        let left = {
-            let _inside = traffic.enter();
-            tokio::spawn(pending::<()>())
-        };
         drop(traffic);
-        assert!(left.await.unwrap_err().is_cancelled());
+        assert!(tasks.finish(Duration::from_secs(5)).await, "the endless task ends with the thread");
     }
 }
