@@ -86,7 +86,7 @@ fn telemetry_of(config: &Config, command: &Command) -> telemetry::TelemetryConfi
     telemetry
 }
 
-/// A small runtime: it moves bytes, the engines have threads of their own.
+/// A small runtime: engines and the sockets of servers have threads of their own.
 fn runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
